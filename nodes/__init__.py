@@ -1,0 +1,1 @@
+"""The running programs: the only place with sockets, cameras, threads and processes."""

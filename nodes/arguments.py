@@ -1,0 +1,241 @@
+"""The commands' arguments. Only argparse is imported: --help has to be there at once.
+
+A flag that is a configuration key stands under `key:` and its dotted name, as the text that was given:
+`pipeline.config_files` checks it with the same words as a file. A flag that is absent is absent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn
+
+from nodes.lifecycle import EXIT_USAGE
+
+KEY_PREFIX: Final = "key:"
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong, and the nearest right word, in one line."""
+
+    def __init__(self, **options: Any) -> None:
+        self.flags: list[str] = []
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        """As argparse, with the flags remembered for suggestions."""
+        action = super().add_argument(*names, **options)
+        self.flags += action.option_strings
+        return action
+
+    def add_key(self, flag: str, key: str, **options: Any) -> None:
+        """Add a flag that stands for a configuration key."""
+        if "action" not in options or options["action"] == "append":
+            options.setdefault("metavar", key.rpartition(".")[2].upper())
+        self.add_argument(flag, dest=KEY_PREFIX + key, default=argparse.SUPPRESS, **options)
+
+    def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
+        """Parse; an unknown argument ends the program with code 2."""
+        arguments, unknown = self.parse_known_args(argv)
+        if unknown:
+            known = getattr(arguments, "flags", self.flags)
+            nearest = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
+            hint = f"; did you mean {nearest[0]}?" if nearest else "; see --help"
+            self.error(f"unknown argument {unknown[0]}{hint}")
+        return arguments
+
+    def error(self, message: str) -> NoReturn:
+        """End the program with code 2 and one line."""
+        choice = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        if choice is not None:
+            words = re.findall(r"[\w-]+", choice[2])
+            nearest = difflib.get_close_matches(choice[1], words, n=1)
+            hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(words)}"
+            message = f"unknown {choice[1]!r}; {hint}"
+        print(f"{self.prog}: {' '.join(message.split())}", file=sys.stderr)
+        sys.exit(EXIT_USAGE)
+
+
+def config_flags(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The configuration keys among the arguments, by dotted name."""
+    return {
+        name.removeprefix(KEY_PREFIX): value
+        for name, value in vars(arguments).items()
+        if name.startswith(KEY_PREFIX)
+    }
+
+
+def node_parser() -> OneLineParser:
+    """Arguments of `rac-node`."""
+    parser = OneLineParser(
+        prog="rac-node",
+        description="Edge node: camera frames to coded features, within a budget, and their classes back.",
+        epilog="example:\n  rac-node --camera test: --budget-ms 8\n  rac-node --camera door=rtsp://HOST/stream",
+    )
+    parser.add_key(
+        "--camera",
+        "cameras",
+        action="append",
+        metavar="[NAME=]SOURCE",
+        help="index, file, folder, labelled folder or CSV, rtsp:// or http:// URL, or test: (repeatable)",
+    )
+    parser.add_key(
+        "--cloud", "cloud.endpoints", action="append", metavar="tcp://HOST:PORT", help="repeatable"
+    )
+    parser.add_key("--name", "name", help="name of this node; default: the host's")
+    parser.add_key("--bundle", "codec.bundle", help="name, folder or zip of the bundle")
+    parser.add_key("--budget-ms", "codec.budget_ms", help="time from camera array to bytes for a frame")
+    parser.add_key("--depth", "codec.depth", help="encoder depth, or auto: what fits the budget")
+    parser.add_key("--rate", "codec.rate", help="rate level from 0 (fewest bits), auto or best")
+    parser.add_key("--threads", "codec.threads", help="threads of the encoder")
+    parser.add_key("--fps", "capture.fps", help="frames a second, or max: files as fast as it goes")
+    parser.add_key("--loop", "capture.loop", action=argparse.BooleanOptionalAction, help="start files again")
+    parser.add_key(
+        "--reference-every",
+        "accuracy.reference_every",
+        metavar="K",
+        help="send every K-th view losslessly too",
+    )
+    _add_common(parser)
+    return parser
+
+
+def cloud_parser() -> OneLineParser:
+    """Arguments of `rac-cloud`."""
+    parser = OneLineParser(
+        prog="rac-cloud",
+        description="The cloud: takes coded features from many nodes, classifies them in batches, answers.",
+        epilog="example:\n  rac-cloud --workers 4 --results jsonl:results.jsonl",
+    )
+    parser.add_key("--bind", "link.bind", metavar="tcp://HOST:PORT", help="where nodes connect")
+    parser.add_key("--workers", "pool.workers", help="worker processes")
+    parser.add_key("--bundle", "bundles", action="append", help="bundle that nodes may use; may be repeated")
+    parser.add_key("--engine", "engine.name", help="auto, openvino or onnxruntime")
+    parser.add_key("--precision", "engine.precision", help="fp32 or bf16")
+    parser.add_key(
+        "--classifier-weights", "classifier_weights", metavar="FILE", help="state dict of the classifier"
+    )
+    parser.add_key(
+        "--results", "results", action="append", metavar="SINK", help="- or jsonl:PATH; may be repeated"
+    )
+    _add_common(parser)
+    return parser
+
+
+def rac_parser() -> OneLineParser:
+    """Arguments of `rac` with its sub-commands; `command` says which, `flags` what it knows."""
+    parser = OneLineParser(prog="rac", description="Demonstrate, measure, train, export, inspect.")
+    parser.add_argument("--version", action="store_true", help="print the version and stop")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=OneLineParser)
+    for name, command in SUBCOMMANDS.items():
+        summary = command.summary
+        sub = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        command.add_arguments(sub)
+        sub.add_argument("--json", action="store_true", help="print JSON, for machines")
+        sub.set_defaults(flags=sub.flags)
+    return parser
+
+
+def _add_common(parser: OneLineParser) -> None:
+    parser.add_key("--metrics-port", "metrics.port", help="port of /metrics; default: the next free one")
+    parser.add_key("--log-level", "log.level", help="debug, info, warning or error")
+    parser.add_key("--log-format", "log.format", help="text or json")
+    parser.add_argument("--config", metavar="FILE", help="YAML file with any of the keys")
+    parser.add_argument("--check-config", action="store_true", help="say whether the configuration is right")
+    parser.add_argument("--sample-config", action="store_true", help="print a file with every key explained")
+    parser.add_argument("--json", action="store_true", help="print JSON lines, for machines")
+    parser.add_argument("--version", action="store_true", help="print the version and stop")
+
+
+def _add_demo(parser: OneLineParser) -> None:
+    parser.add_argument("--seconds", type=_positive, default=30.0, help="length, from the first results (30)")
+    parser.add_argument("--cameras", type=_count, default=2, help="nodes, with one camera each (2)")
+    parser.add_argument("--workers", type=_count, default=2, help="worker processes of the cloud (2)")
+    parser.add_argument("--bundle", default="default", help="name, folder or zip of the bundle")
+    parser.add_argument("--budget-ms", type=_positive, default=8.0, help="budget of a frame (8)")
+
+
+def _add_eval(parser: OneLineParser) -> None:
+    parser.add_argument("--bundle", default="default", help="name, folder or zip of the bundle")
+    parser.add_argument("--data", required=True, metavar="FOLDER_OR_TAR", help="pictures")
+    parser.add_argument(
+        "--labels", metavar="CSV", help="columns file and label; else sub-folders are classes"
+    )
+    parser.add_argument("--limit", type=_count, metavar="N", help="only the first N pictures")
+    parser.add_argument("--baselines", action="store_true", help="measure picture codecs too")
+    parser.add_argument("--engine", choices=("auto", "openvino", "onnxruntime"), default="auto")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--classifier-weights", metavar="FILE", help="state dict of the classifier")
+    parser.add_argument("--markdown", metavar="FILE", help="write the table there")
+    parser.add_argument("--plot", metavar="FILE", help="draw rate against accuracy there")
+
+
+def _add_train(parser: OneLineParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="YAML file, such as configs/train/nested-lite0.yaml")
+    parser.add_argument("--out", metavar="FOLDER", help="default: runs/ and the recipe's name")
+    parser.add_argument("--minutes", type=_positive, help="length, instead of the recipe's")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
+    parser.add_argument("--threads", type=_count, help="default: every core")
+
+
+def _add_export(parser: OneLineParser) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="file that `rac train` wrote")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="the bundle's folder")
+    parser.add_argument("--name", default="default", help="the bundle's name")
+    parser.add_argument("--measure", metavar="FOLDER_OR_TAR", help="pictures for the bundle's measured table")
+    parser.add_argument("--labels", metavar="CSV", help="their labels")
+
+
+def _add_bundle(parser: OneLineParser) -> None:
+    parser.add_argument("action", choices=("show", "verify"), help="show what is in it, or check every file")
+    parser.add_argument("bundle", nargs="?", default="default", help="name, folder or zip (default)")
+
+
+def _add_doctor(parser: OneLineParser) -> None:
+    parser.add_argument("--bundle", default="default", help="name, folder or zip of the bundle to verify")
+
+
+@dataclass(frozen=True, slots=True)
+class Subcommand:
+    """One sub-command of `rac`.
+
+    Attributes:
+        module: has `run(arguments) -> exit code`; imported when the command runs.
+        summary: what it does, for --help.
+    """
+
+    module: str
+    summary: str
+    add_arguments: Callable[[OneLineParser], None]
+
+
+SUBCOMMANDS: Final[Mapping[str, Subcommand]] = {
+    "demo": Subcommand(
+        "nodes.demo", "one cloud and some nodes on this machine, over real sockets", _add_demo
+    ),
+    "eval": Subcommand(
+        "pipeline.evaluation.command", "rate and accuracy of a bundle at every depth and level", _add_eval
+    ),
+    "train": Subcommand("pipeline.training.command", "train a codec by a recipe", _add_train),
+    "export": Subcommand("pipeline.training.export_command", "make a bundle from a checkpoint", _add_export),
+    "bundle": Subcommand("nodes.bundle_command", "look into a bundle or verify it", _add_bundle),
+    "doctor": Subcommand("nodes.doctor", "say what is wrong with this machine", _add_doctor),
+}
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
+    return number
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, not {text}")
+    return int(text)

@@ -1,0 +1,289 @@
+"""The cloud's front: sessions, batches, workers, answers. One thread, one loop.
+
+    ROUTER --FRAME--> sessions --> batcher --batch--> worker pool --classes--> sessions --RESULT--> ROUTER
+
+The loop polls the socket and the workers' pipes and does what is due. What to do is decided by
+`pipeline.cloud_session` and `pipeline.batching`; that every accepted frame is answered exactly once is held by
+`pipeline.cloud_ledger`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import zmq
+
+from nodes.frontdoor import FrontDoor
+from nodes.pool import BatchDone, SlotState, WorkerLost, WorkerPool
+from nodes.worker import BatchAnswer, BatchJob
+from pipeline.batching import Batch, Batcher
+from pipeline.cloud_actions import Answer, CloudAction, FrameArrived, SendTo, SessionClosed, SessionOpened
+from pipeline.cloud_ledger import CloudLedger
+from pipeline.cloud_session import CloudSessions
+from pipeline.decoding import Classes, CodedFrame
+from pipeline.errors import WireError
+from pipeline.ledger import Outcome
+from pipeline.wire import TopClass, pack, parse
+
+NS_PER_US = 1_000
+NS_PER_MS = 1_000_000
+MESSAGES_A_TURN = 256
+"""Taken from the socket before workers get their turn."""
+SESSION_TICK_NS = 100 * NS_PER_MS
+LONGEST_POLL_MS = 100
+WORKER_ATTEMPTS = 2
+"""A batch whose worker is lost is tried once more, elsewhere where there is an elsewhere."""
+
+
+@dataclass(slots=True)
+class OpenBatch:
+    """A batch with a worker, and what is needed to answer its frames.
+
+    Attributes:
+        job: as sent; kept for a second attempt.
+        begun_ns: when the batch was formed.
+        tried_slots: workers that were lost with it.
+    """
+
+    job: BatchJob
+    frames: tuple[FrameArrived, ...]
+    begun_ns: int
+    tried_slots: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class AnsweredFrame:
+    """One frame with its answer, for whoever watches.
+
+    Attributes:
+        outcome: as in the cloud's ledger; `unroutable` where the node was gone.
+    """
+
+    frame: FrameArrived
+    answer: Answer
+    outcome: Outcome
+    depth: int | None
+    level16: int | None
+    answered_ns: int
+
+
+class CloudWatcher(Protocol):
+    """Is told what happens; shows it, logs it, counts it, passes it on. Nothing it does changes the stream."""
+
+    def answered(self, answered: AnsweredFrame) -> None: ...
+
+    def batch_formed(self, batch: Batch[FrameArrived]) -> None: ...
+
+    def batch_done(self, done: BatchDone, num_frames: int) -> None: ...
+
+    def worker_lost(self, lost: WorkerLost) -> None: ...
+
+    def session_changed(self, action: SessionOpened | SessionClosed) -> None: ...
+
+    def received(self, frame: FrameArrived) -> None: ...
+
+    def idle(self, now_ns: int) -> None: ...
+
+
+class CloudFront:
+    """The loop and what it owns: socket, sessions, queue, workers, ledger."""
+
+    def __init__(
+        self,
+        door: FrontDoor,
+        sessions: CloudSessions,
+        batcher: Batcher[FrameArrived],
+        pool: WorkerPool,
+        class_names: Sequence[str],
+        watcher: CloudWatcher,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self.door, self.sessions, self.batcher, self.pool = door, sessions, batcher, pool
+        self.ledger = CloudLedger()
+        self._class_names = class_names
+        self._watcher = watcher
+        self._clock = clock
+        self._open: dict[int, OpenBatch] = {}
+        self._waiting_retry: list[OpenBatch] = []
+        self._next_batch = 0
+        self._next_tick_ns = 0
+
+    @property
+    def has_workers(self) -> bool:
+        """Whether a worker can serve now; what readiness says."""
+        return self.pool.count(SlotState.READY) + self.pool.count(SlotState.BUSY) > 0
+
+    def run(self, should_stop: Callable[[], bool], stop_fd: int, drain_ns: int) -> None:
+        """Serve until told to stop, then finish what was accepted, for at most `drain_ns`."""
+        self.pool.start(self._clock())
+        while not should_stop():
+            self._turn(stop_fd)
+        self._drain(drain_ns)
+
+    def _turn(self, stop_fd: int | None) -> None:
+        self._wait(stop_fd)
+        for routing_id, parts in self.door.receive(MESSAGES_A_TURN):
+            self._receive(routing_id, parts)
+        now_ns = self._clock()
+        for event in self.pool.poll(now_ns):
+            if isinstance(event, BatchDone):
+                self._finish_batch(event)
+            else:
+                self._lose_worker(event)
+        now_ns = self._clock()
+        for stale in self.batcher.take_stale(now_ns):
+            self._answer(stale, Answer(Outcome.STALE, text="older than max age"))
+        self._hand_out()
+        now_ns = self._clock()
+        if now_ns >= self._next_tick_ns:
+            self._next_tick_ns = now_ns + SESSION_TICK_NS
+            self._perform(self.sessions.tick(now_ns))
+        self._watcher.idle(now_ns)
+
+    def _wait(self, stop_fd: int | None) -> None:
+        poller = zmq.Poller()
+        poller.register(self.door.socket, zmq.POLLIN)
+        if stop_fd is not None:
+            poller.register(stop_fd, zmq.POLLIN)
+        for pipe in self.pool.pipes():
+            poller.register(pipe.fileno(), zmq.POLLIN)
+        idle = self.pool.count(SlotState.READY)
+        deadlines = (self.batcher.next_deadline_ns(idle), self.pool.next_deadline(), self._next_tick_ns)
+        due_ns = min(deadline for deadline in deadlines if deadline is not None)
+        timeout_ms = max(0, min(LONGEST_POLL_MS, -(-(due_ns - self._clock()) // NS_PER_MS)))
+        poller.poll(timeout_ms)
+
+    def _receive(self, routing_id: bytes, parts: list[bytes]) -> None:
+        now_ns = self._clock()
+        try:
+            message = parse(parts)
+        except WireError as error:
+            self._perform(self.sessions.malformed(routing_id, error))
+            return
+        self._perform(self.sessions.receive(routing_id, message, now_ns))
+
+    def _perform(self, actions: Sequence[CloudAction]) -> None:
+        for action in actions:
+            match action:
+                case SendTo():
+                    self._send(action)
+                case FrameArrived():
+                    self._accept(action)
+                case SessionOpened() | SessionClosed():
+                    self._watcher.session_changed(action)
+                case _:
+                    pass  # bundles are not delivered over the link: nodes bring their own
+
+    def _send(self, action: SendTo) -> bool:
+        if self.door.send(action.routing_id, pack(action.message)):
+            return True
+        self._perform(self.sessions.link_lost(action.routing_id))
+        return False
+
+    def _accept(self, frame: FrameArrived) -> None:
+        self.ledger.receive(frame.ticket)
+        self._watcher.received(frame)
+        refusal = self.batcher.offer(
+            frame,
+            node=frame.node,
+            camera=frame.camera,
+            bundle_id=frame.bundle_id,
+            now_ns=self._clock(),
+            born_ns=frame.born_ns,
+        )
+        if refusal is not None:
+            self._answer(frame, Answer(refusal.outcome, text=refusal.value))
+
+    def _hand_out(self) -> None:
+        """Give batches to idle workers, those that lost their worker first."""
+        while self._waiting_retry:
+            batch = self._waiting_retry[0]
+            if self.pool.submit(batch.job, self._clock(), batch.tried_slots) is None:
+                break
+            self._waiting_retry.pop(0)
+            self._open[batch.job.number] = batch
+        while (formed := self.batcher.next_batch(self._clock(), self.pool.count(SlotState.READY))) is not None:
+            self._watcher.batch_formed(formed)
+            coded = tuple(CodedFrame(item.frame.bitstream, item.frame.reference) for item in formed.items)
+            job = BatchJob(self._next_batch, formed.bundle_id, coded)
+            self._next_batch += 1
+            batch = OpenBatch(job, formed.items, self._clock())
+            if self.pool.submit(job, self._clock()) is None:
+                self._waiting_retry.append(batch)
+            else:
+                self._open[job.number] = batch
+
+    def _finish_batch(self, done: BatchDone) -> None:
+        batch = self._open.pop(done.answer.number)
+        self._watcher.batch_done(done, len(batch.frames))
+        timings = done.answer.timings
+        for frame, answer in zip(batch.frames, done.answer.answers, strict=True):
+            queue_us = (batch.begun_ns - frame.received_ns) // NS_PER_US
+            decode_us = timings.entropy_decode_ns // NS_PER_US
+            classify_us = timings.classify_ns // NS_PER_US
+            common = {"queue_us": queue_us, "decode_us": decode_us, "classify_us": classify_us}
+            if isinstance(answer, Classes):
+                self._answer(frame, self._good_answer(answer, common, done.answer))
+            else:
+                self._answer(frame, Answer(Outcome.CORRUPT, text=answer, batch_frames=len(batch.frames), **common))
+
+    def _good_answer(self, classes: Classes, common: Mapping[str, int], batch: BatchAnswer) -> Answer:
+        top = tuple(
+            TopClass(index, self._class_names[index], probability)
+            for index, probability in zip(classes.indices, classes.probabilities, strict=True)
+        )
+        return Answer(
+            Outcome.OK,
+            classes=top,
+            reference_top1=classes.reference_top1,
+            batch_frames=len(batch.answers),
+            **common,
+        )
+
+    def _lose_worker(self, lost: WorkerLost) -> None:
+        self._watcher.worker_lost(lost)
+        if lost.job is None:
+            return
+        batch = self._open.pop(lost.job.number)
+        batch.tried_slots.append(lost.slot)
+        if len(batch.tried_slots) < WORKER_ATTEMPTS:
+            self._waiting_retry.append(batch)
+            return
+        for frame in batch.frames:
+            self._answer(frame, Answer(Outcome.WORKER_LOST, text=f"{len(batch.tried_slots)} workers were lost with it"))
+
+    def _answer(self, frame: FrameArrived, answer: Answer) -> None:
+        """Answer a frame and close its ledger entry, whether or not its node can still be reached."""
+        now_ns = self._clock()
+        action = self.sessions.answer(frame.ticket, answer, now_ns)
+        is_routed = action is not None and self._send(action)
+        outcome = answer.outcome if is_routed else Outcome.UNROUTABLE
+        self.ledger.close(frame.ticket, outcome)
+        depth, level16 = peek_operating_point(frame.frame.bitstream)
+        self._watcher.answered(AnsweredFrame(frame, answer, outcome, depth, level16, now_ns))
+
+    def _drain(self, drain_ns: int) -> None:
+        """Finish what was accepted, then say goodbye; what is left at the deadline is answered `shutdown`."""
+        deadline_ns = self._clock() + drain_ns
+        self.sessions.drain()
+        self.batcher.close()
+        while self.ledger.in_flight and self._clock() < deadline_ns:
+            self._turn(None)
+        for frame in self.batcher.take_all():
+            self._answer(frame, Answer(Outcome.SHUTDOWN, text="the cloud stops"))
+        for batch in (*self._waiting_retry, *self._open.values()):
+            for frame in batch.frames:
+                self._answer(frame, Answer(Outcome.SHUTDOWN, text="the cloud stops"))
+        self._waiting_retry.clear()
+        self._open.clear()
+        self._perform(self.sessions.close("the cloud stops"))
+        self.pool.stop(self._clock, self._clock() + 500 * NS_PER_MS)
+        self.ledger.check_balance()
+
+
+def peek_operating_point(bitstream: bytes) -> tuple[int | None, int | None]:
+    """Depth and level16 from a bitstream's header without checking it; for labels, never for decisions."""
+    return (bitstream[10], bitstream[11]) if len(bitstream) >= 12 else (None, None)

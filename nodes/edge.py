@@ -1,0 +1,426 @@
+"""The edge node: cameras in, bitstreams out, results back. One thread, one loop.
+
+    cameras (own processes) --frame--> encode --FRAME--> uplink (DEALER) --> cloud
+                                                 <--RESULT--
+
+The loop polls the cameras' links and the socket, and does what is due. A frame is asked for only when there is credit
+to send it, so nothing is encoded in vain and no queue exists here. Decisions are made by `pipeline.session`,
+`pipeline.rate_control` and `pipeline.ledger`; this file carries out what they say.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import zmq
+
+from nodes.capture import CameraReader, stop_readers
+from nodes.capture_events import BadFrames, CaptureEvent, Down, Finished, FrameArrived, Settled, Up
+from nodes.lanes import Lane
+from nodes.uplink import Uplink, framed_bytes
+from pipeline.encoder import Encoder, OperatingPoint
+from pipeline.errors import WireError
+from pipeline.frames import VIEW_SIDE_PX, Frame
+from pipeline.ledger import ClosedFrame, Ledger, Outcome
+from pipeline.rate_control import DepthChange, DepthController
+from pipeline.session import (
+    Action,
+    Backoff,
+    CloseLink,
+    Lost,
+    LossReason,
+    NodeSession,
+    Opened,
+    OpenLink,
+    ResultArrived,
+    Send,
+)
+from pipeline.wire import FrameMessage, Result, pack, parse
+
+NS_PER_S = 1_000_000_000
+GOODBYE_LINGER_MS = 200
+LONGEST_POLL_MS = 500
+FIRST_FRAME_LIMIT_NS = 2 * NS_PER_S
+"""How long the start waits for a real frame to time the depths on."""
+OVER_BUDGET_PROBE_NS = NS_PER_S
+"""While frames are dropped over budget, one a second is still encoded, or the end of the overload went unseen."""
+REFERENCE_ZLIB_LEVEL = 1
+"""A view is sent once in a while; higher levels save 3 % and take three times as long."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedFrame:
+    """A frame on its way, for whoever watches.
+
+    Attributes:
+        hand_over_ns: capture to here, without making the view.
+        network_ns / entropy_ns: the encoder's two parts.
+        elapsed_ns: camera array to bytes, what the budget covers.
+    """
+
+    frame: Frame
+    point: OperatingPoint
+    bitstream_bytes: int
+    hand_over_ns: int
+    network_ns: int
+    entropy_ns: int
+    elapsed_ns: int
+    is_over_budget: bool
+
+
+class EdgeWatcher(Protocol):
+    """Is told what happens; shows it, logs it, counts it. Nothing it does changes the stream."""
+
+    def encoded(self, encoded: EncodedFrame) -> None: ...
+
+    def closed(self, closed: ClosedFrame, result: Result | None) -> None: ...
+
+    def camera_changed(self, lane: Lane, event: Up | Down | Finished | BadFrames) -> None: ...
+
+    def link_changed(self, action: Opened | Lost | Backoff) -> None: ...
+
+    def depth_changed(self, change: DepthChange) -> None: ...
+
+    def idle(self, now_ns: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeOptions:
+    """What the loop needs of the configuration.
+
+    Attributes:
+        reference_every: send the view too with every so many frames of a camera; 0: never.
+        drops_over_budget: give frames up while not even the shallowest depth fits.
+    """
+
+    level16: int
+    reference_every: int
+    drops_over_budget: bool
+    result_timeout_ns: int
+    drain_ns: int
+
+
+class EdgeNode:
+    """The loop and what it owns: cameras, session, socket, encoder, ledger."""
+
+    def __init__(
+        self,
+        readers: Sequence[CameraReader],
+        session: NodeSession,
+        uplink: Uplink,
+        encoder: Encoder,
+        calibrate: Callable[[Frame | None], DepthController],
+        options: EdgeOptions,
+        watcher: EdgeWatcher,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        """Join the parts.
+
+        Args:
+            calibrate: times every depth on the first frame, or on a made-up one when no camera gave any in time.
+        """
+        self.lanes = [Lane(number, reader) for number, reader in enumerate(readers)]
+        self.ledger = Ledger(lane.name for lane in self.lanes)
+        self.session = session
+        self.uplink = uplink
+        self._calibrate = calibrate
+        self._controller: DepthController | None = None
+        self._encoder = encoder
+        self._options = options
+        self._watcher = watcher
+        self._clock = clock
+        self._next_lane = 0
+        self._probed_ns = 0
+
+    @property
+    def controller(self) -> DepthController:
+        """What chooses the depth; there once `run` has timed the depths."""
+        assert self._controller is not None
+        return self._controller
+
+    def run(self, should_stop: Callable[[], bool], stop_fd: int) -> None:
+        """Stream until told to stop or until every finite camera is through and answered; then stop in order.
+
+        Args:
+            stop_fd: becomes readable when `should_stop` may have changed.
+        """
+        now_ns = self._clock()
+        for lane in self.lanes:
+            self._apply_capture(lane, lane.reader.start(now_ns))
+            lane.ask()
+        first = self._wait_for_first_frame(should_stop, stop_fd)
+        if not should_stop():
+            self._controller = self._calibrate(first)
+            self._perform(self.session.start(self._clock()))
+        while not should_stop() and not self._is_through():
+            self._turn(stop_fd)
+        self._drain()
+
+    def _wait_for_first_frame(self, should_stop: Callable[[], bool], stop_fd: int) -> Frame | None:
+        """The first frame of any camera; None when none comes in time. Frames stay in their lanes to be sent."""
+        deadline_ns = self._clock() + FIRST_FRAME_LIMIT_NS
+        while not should_stop() and self._clock() < deadline_ns and not self._is_through():
+            self._wait(stop_fd)
+            self._read_cameras()
+            for lane in self.lanes:
+                if lane.frame is not None:
+                    return lane.frame
+        return None
+
+    def _read_cameras(self) -> None:
+        for lane in self.lanes:
+            now_ns = self._clock()
+            self._apply_capture(lane, lane.reader.receive(now_ns))
+            self._apply_capture(lane, lane.reader.tick(now_ns))
+
+    def _turn(self, stop_fd: int) -> None:
+        """One pass: wait, take in, do what is due."""
+        self._ask_cameras()
+        self._wait(stop_fd)
+        for parts in self.uplink.receive():
+            self._receive(parts)
+        self._read_cameras()
+        for lane in self.lanes:
+            if lane.frame is not None and self.session.can_send:
+                frame, lane.frame = lane.frame, None
+                self._encode_and_send(lane, frame)
+        now_ns = self._clock()
+        self._perform(self.session.tick(now_ns))
+        for closed in self.ledger.expire(now_ns, self._options.result_timeout_ns):
+            self._watcher.closed(closed, None)
+        self._watcher.idle(now_ns)
+
+    def _wait(self, stop_fd: int) -> None:
+        poller = zmq.Poller()
+        poller.register(stop_fd, zmq.POLLIN)
+        if self.uplink.socket is not None:
+            poller.register(self.uplink.socket, zmq.POLLIN)
+        for lane in self.lanes:
+            if lane.reader.fileno() >= 0:
+                poller.register(lane.reader.fileno(), zmq.POLLIN)
+        deadlines = [lane.reader.next_deadline() for lane in self.lanes]
+        deadlines += [self.session.next_deadline_ns(), self.ledger.next_expiry_ns(self._options.result_timeout_ns)]
+        due_ns = min((deadline for deadline in deadlines if deadline is not None), default=None)
+        timeout_ms = LONGEST_POLL_MS
+        if due_ns is not None:
+            timeout_ms = max(0, min(timeout_ms, -(-(due_ns - self._clock()) // 1_000_000)))
+        poller.poll(timeout_ms)
+
+    def _ask_cameras(self) -> None:
+        """Ask as many cameras as there is credit for, in turn; note for the others why they are not asked."""
+        outstanding = sum(lane.is_asked or lane.frame is not None for lane in self.lanes)
+        room = self.session.credit - outstanding if self.session.is_up else 0
+        count = len(self.lanes)
+        for lane in (self.lanes[(self._next_lane + offset) % count] for offset in range(count)):
+            if lane.is_asked or lane.frame is not None or lane.reader.has_ended:
+                continue
+            if room > 0:
+                lane.ask()
+                room -= 1
+                self._next_lane = (lane.number + 1) % count
+            else:
+                lane.block(Outcome.NO_CREDIT if self.session.is_up else Outcome.LINK_DOWN)
+
+    def _apply_capture(self, lane: Lane, events: Sequence[CaptureEvent]) -> None:
+        for event in events:
+            match event:
+                case FrameArrived(frame=frame):
+                    lane.accept(self.ledger, frame, event.rate_limited_total)
+                    self._take_frame(lane, frame)
+                case Settled():
+                    lane.settle(self.ledger, event.captured_total, event.rate_limited_total)
+                case Down() | Finished():
+                    lane.settle(self.ledger, event.captured_total, event.rate_limited_total)
+                    lane.is_asked = lane.is_asked and isinstance(event, Down)
+                    self._watcher.camera_changed(lane, event)
+                case Up() | BadFrames():
+                    self._watcher.camera_changed(lane, event)
+
+    def _take_frame(self, lane: Lane, frame: Frame) -> None:
+        if self.session.can_send:
+            self._encode_and_send(lane, frame)
+        elif lane.reader.is_live and self._controller is not None:
+            # The credit it was asked for is gone; by the time there is credit again it would be old.
+            self._drop(lane, frame, Outcome.NO_CREDIT if self.session.is_up else Outcome.LINK_DOWN)
+        else:
+            lane.frame = frame
+
+    def _drop(self, lane: Lane, frame: Frame, outcome: Outcome) -> None:
+        self._watcher.closed(self.ledger.drop(lane.name, frame.sequence, outcome, self._clock()), None)
+
+    def _encode_and_send(self, lane: Lane, frame: Frame) -> None:
+        begun_ns = self._clock()
+        if self._options.drops_over_budget and self.controller.is_over_budget:
+            if begun_ns - self._probed_ns < OVER_BUDGET_PROBE_NS:
+                self._drop(lane, frame, Outcome.OVER_BUDGET)
+                return
+            self._probed_ns = begun_ns
+        point = OperatingPoint(self.controller.decide(), self._options.level16)
+        try:
+            symbols = self._encoder.symbols(frame.view, point)
+            coded_ns = self._clock()
+            bitstream = self._encoder.pack(symbols, point)
+        except Exception:  # onnxruntime's exceptions share no base of their own; one frame, not the stream
+            self._drop(lane, frame, Outcome.ENCODE_ERROR)
+            return
+        now_ns = self._clock()
+        elapsed_ns = frame.view_ns + now_ns - begun_ns
+        change = self.controller.observe(point.depth, elapsed_ns, now_ns)
+        if change is not None:
+            self._watcher.depth_changed(change)
+        every = self._options.reference_every
+        wants_reference = every > 0 and lane.encoded % every == 0
+        message = FrameMessage(
+            camera=lane.number,
+            sequence=frame.sequence,
+            captured_ns=frame.captured_ns,
+            age_us=max(0, now_ns - frame.captured_ns) // 1000,
+            label=frame.label,
+            bitstream=bitstream,
+            reference=zlib.compress(frame.view.tobytes(), REFERENCE_ZLIB_LEVEL) if wants_reference else None,
+        )
+        parts = pack(message)
+        if sum(map(len, parts)) > self.session.max_message_bytes:
+            self._drop(lane, frame, Outcome.OVERSIZE)
+            return
+        lane.encoded += 1
+        is_over = elapsed_ns > self.controller.budget_ns
+        self._watcher.encoded(
+            EncodedFrame(
+                frame=frame,
+                point=point,
+                bitstream_bytes=len(bitstream),
+                hand_over_ns=max(0, begun_ns - frame.captured_ns - frame.view_ns),
+                network_ns=coded_ns - begun_ns,
+                entropy_ns=now_ns - coded_ns,
+                elapsed_ns=elapsed_ns,
+                is_over_budget=is_over,
+            )
+        )
+        self.ledger.send(
+            lane.name,
+            frame.sequence,
+            now_ns,
+            depth=point.depth,
+            level16=point.level16,
+            bitstream_bytes=len(bitstream),
+            coded_pixels=VIEW_SIDE_PX**2,
+            wire_bytes=framed_bytes(parts),
+        )
+        self._perform(self.session.send_frame(message, now_ns))
+
+    def _receive(self, parts: list[bytes]) -> None:
+        now_ns = self._clock()
+        try:
+            message = parse(parts)
+        except WireError as error:
+            self._perform(self.session.malformed(error, now_ns))
+            return
+        self._perform(self.session.receive(message, now_ns), framed_bytes(parts))
+
+    def _perform(self, actions: Sequence[Action], received_bytes: int = 0) -> None:
+        for action in actions:
+            match action:
+                case OpenLink():
+                    self.uplink.open(action.endpoint)
+                case CloseLink():
+                    self.uplink.close(GOODBYE_LINGER_MS if action.is_orderly else 0)
+                case Send(message=message):
+                    taken = self.uplink.send(pack(message))
+                    if not taken and isinstance(message, FrameMessage):
+                        lost = self.session.link_failed(LossReason.CLOSED, "the connection broke", self._clock())
+                        self._perform(lost)
+                        return
+                case ResultArrived():
+                    self._take_result(action.camera, action.result, received_bytes)
+                case Lost():
+                    for closed in self.ledger.lose_link(self._clock()):
+                        self._watcher.closed(closed, None)
+                    self._watcher.link_changed(action)
+                case Opened() | Backoff():
+                    self._watcher.link_changed(action)
+                case _:
+                    pass  # credit is read from the session; bundle chunks are not asked for
+
+    def _take_result(self, camera: str, result: Result, wire_bytes: int) -> None:
+        closed = self.ledger.answer(
+            camera,
+            result.sequence,
+            Outcome(result.outcome),
+            self._clock(),
+            classes=[entry.index for entry in result.classes],
+            reference_top1=result.reference_top1,
+            wire_bytes=wire_bytes,
+        )
+        if closed is not None:
+            self._watcher.closed(closed, result)
+
+    def _is_through(self) -> bool:
+        """Whether every camera has ended and every frame is closed."""
+        return all(lane.reader.has_ended for lane in self.lanes) and self.ledger.in_flight == 0
+
+    def _drain(self) -> None:
+        """Stop the cameras, wait for results of what was sent, say goodbye, close what is left."""
+        now_ns = self._clock()
+        deadline_ns = now_ns + self._options.drain_ns
+        for lane in self.lanes:
+            lane.reader.stop(now_ns)
+            if lane.frame is not None:
+                self._drop(lane, lane.frame, Outcome.SHUTDOWN)
+                lane.frame = None
+        while self.session.is_up and self.ledger.unanswered and self._clock() < deadline_ns:
+            self._turn_drain(deadline_ns)
+        self._perform(self.session.stop("node stops"))
+        for closed in self.ledger.close_all(Outcome.SHUTDOWN, self._clock()):
+            self._watcher.closed(closed, None)
+        stop_readers([lane.reader for lane in self.lanes])
+        self.ledger.check_balance()
+
+    def _turn_drain(self, deadline_ns: int) -> None:
+        """One pass of the drain: the stop descriptor stays readable, so only the socket is polled."""
+        if self.uplink.socket is not None:
+            left_ms = max(0, (deadline_ns - self._clock()) // 1_000_000)
+            self.uplink.socket.poll(min(left_ms, 50))
+        for parts in self.uplink.receive():
+            self._receive(parts)
+        for lane in self.lanes:
+            lane.reader.receive(self._clock())
+            lane.reader.tick(self._clock())
+        self._perform(self.session.tick(self._clock()))
+
+
+def summary(node: EdgeNode) -> dict[str, Any]:
+    """Closing figures of a run, for people and for `--json`."""
+    snapshot = node.ledger.snapshot()
+    total = snapshot.total
+    return {
+        "captured": total.captured,
+        "results": total.results,
+        "dropped": dict(sorted(total.dropped.items())),
+        "in_flight": total.in_flight,
+        "late": total.late,
+        "labelled": total.labelled,
+        "top1": share(total.correct_top1, total.labelled),
+        "references": total.references,
+        "agreement": share(total.agreements, total.references),
+        "bytes_per_frame": share(total.bitstream_bytes, total.sent),
+        "bits_per_pixel": share(8 * total.bitstream_bytes, total.coded_pixels),
+        "wire_sent_bytes": node.uplink.sent_bytes,
+        "wire_received_bytes": node.uplink.received_bytes,
+        "e2e_ms_p50": milliseconds(snapshot.latency_p50_ns),
+        "e2e_ms_p99": milliseconds(snapshot.latency_p99_ns),
+    }
+
+
+def share(part: int, whole: int) -> float | None:
+    """part / whole, None without any."""
+    return part / whole if whole else None
+
+
+def milliseconds(duration_ns: int | None) -> float | None:
+    """Nanoseconds as milliseconds to a hundredth."""
+    return None if duration_ns is None else round(duration_ns / 1e6, 2)

@@ -1,0 +1,201 @@
+"""Small HTTP server for /metrics, /healthz and /readyz, in threads beside the main loop.
+
+Start it in the parent process after worker processes were started. It only reads: what the main loop last
+said about itself (`Health`), and what the exporter renders. Requests must name this machine in their Host
+header, so that a web page elsewhere cannot reach it through a browser here.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+import socketserver
+import threading
+import time
+from collections.abc import Callable, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Final, Protocol
+
+from pipeline.config import is_loopback
+from pipeline.errors import ConfigError
+
+NS_PER_S: Final = 1_000_000_000
+# The loops turn at least twice a second; ten seconds without a turn is a loop that hangs.
+LONGEST_SILENCE_NS: Final = 10 * NS_PER_S
+# Some other program's range begins within a hundred ports: then somebody should choose.
+PORTS_TRIED: Final = 100
+REQUEST_TIMEOUT_S: Final = 5.0
+SHUTDOWN_POLL_S: Final = 0.05
+
+logger = logging.getLogger("rac.metrics")
+
+
+class PageSource(Protocol):
+    """What renders /metrics: `nodes.exporter.Exporter`."""
+
+    def render(self, accept: str = "") -> tuple[bytes, str]: ...
+
+
+class Health:
+    """What the main loop says about itself; written by the loop, read by request threads.
+
+    Args:
+        clock: monotonic nanoseconds.
+    """
+
+    def __init__(self, clock: Callable[[], int] = time.monotonic_ns) -> None:
+        self._clock = clock
+        self._beat_ns = clock()
+        self._reasons: tuple[str, ...] = ("starting",)
+
+    def beat(self) -> None:
+        """Say that the loop turns; call it once a turn."""
+        self._beat_ns = self._clock()
+
+    def set_reasons(self, reasons: Sequence[str]) -> None:
+        """Say what is in the way of work; nothing means ready. Starts as "starting"."""
+        self._reasons = tuple(reasons)
+
+    def trouble(self) -> list[str]:
+        """Why the program is not healthy; empty when it is."""
+        silent_ns = self._clock() - self._beat_ns
+        return (
+            [f"main loop silent for {silent_ns / NS_PER_S:.0f} s"] if silent_ns > LONGEST_SILENCE_NS else []
+        )
+
+    def reasons(self) -> list[str]:
+        """Why the program is not ready; empty when it is."""
+        return [*self.trouble(), *self._reasons]
+
+
+class MetricsServer:
+    """The running server.
+
+    Attributes:
+        port: where it listens.
+        url: address of /metrics.
+    """
+
+    def __init__(self, page: PageSource, health: Health, host: str, port: int) -> None:
+        """Bind and serve.
+
+        Raises:
+            OSError: the address cannot be had.
+        """
+        self._http = _HttpServer(page, health, host, port)
+        self.port: int = self._http.server_address[1]
+        shown = f"[{host}]" if ":" in host else host
+        self.url = f"http://{shown}:{self.port}/metrics"
+        self._thread = threading.Thread(
+            target=self._http.serve_forever, args=(SHUTDOWN_POLL_S,), name="rac-metrics", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop serving and free the port; a second call does nothing."""
+        self._http.shutdown()
+        self._http.server_close()
+        self._thread.join()
+
+
+def start_metrics_server(
+    page: PageSource, health: Health, host: str, port: int, *, may_move: bool
+) -> MetricsServer:
+    """Serve on a port, or on the next free one.
+
+    Args:
+        port: 0 for any free one.
+        may_move: whether a port that is taken may be passed over: true unless it was set by hand.
+    Raises:
+        ConfigError: no port to be had.
+    """
+    last = port + PORTS_TRIED if may_move and port else port
+    for candidate in range(port, min(last, 65_535) + 1):
+        try:
+            server = MetricsServer(page, health, host, candidate)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE and candidate < last:
+                continue
+            reason = "is in use" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
+            raise ConfigError(
+                "configuration", "metrics.port", f"{host} port {candidate}: {reason}"
+            ) from error
+        moved = f" ({port} is in use)" if port not in (0, server.port) else ""
+        logger.info("metrics on %s%s", server.url, moved)
+        return server
+    raise AssertionError("the last port either serves or raises")
+
+
+class _HttpServer(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, page: PageSource, health: Health, host: str, port: int) -> None:
+        self.page = page
+        self.health = health
+        self.host = host
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        super().__init__((host, port), _Handler)
+
+    def server_bind(self) -> None:
+        # The base class looks the host's full name up, which may take seconds without a name server.
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.host, self.server_address[1]
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        logger.debug("a request from %s failed", client_address, exc_info=True)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _HttpServer
+    timeout = REQUEST_TIMEOUT_S
+    server_version = "rac"
+    sys_version = ""
+
+    def do_GET(self) -> None:
+        self._answer(with_body=True)
+
+    def do_HEAD(self) -> None:
+        self._answer(with_body=False)
+
+    def _answer(self, *, with_body: bool) -> None:
+        status, body, content_type = self._find()
+        self.send_response(status)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Cache-Control", "no-store")
+        self.send_header("Content-Security-Policy", "default-src 'none'")
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.end_headers()
+        if with_body:
+            self.wfile.write(body)
+
+    def _find(self) -> tuple[int, bytes, str]:
+        if not self._is_meant():
+            return _text(403, ["the Host header names another machine"])
+        path = self.path.partition("?")[0]
+        if path == "/metrics":
+            return 200, *self.server.page.render(self.headers.get("Accept", ""))
+        if path == "/healthz":
+            return _verdict(self.server.health.trouble())
+        if path == "/readyz":
+            return _verdict(self.server.health.reasons())
+        return _text(404, ["here are /metrics, /healthz and /readyz"])
+
+    def _is_meant(self) -> bool:
+        host = self.headers.get("Host")
+        if host is None:
+            return True
+        name = host if host.endswith("]") else host.rpartition(":")[0] or host
+        return is_loopback(name) or name == self.server.host
+
+    def log_message(self, format: str, *args: Any) -> None:
+        logger.debug(format, *args)
+
+
+def _verdict(reasons: Sequence[str]) -> tuple[int, bytes, str]:
+    return _text(503, reasons) if reasons else _text(200, ["ok"])
+
+
+def _text(status: int, lines: Sequence[str]) -> tuple[int, bytes, str]:
+    return status, ("\n".join(lines) + "\n").encode(), "text/plain; charset=utf-8"

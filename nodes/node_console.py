@@ -1,0 +1,158 @@
+"""What a person sees of a node: the table of depths, one line a second for each camera, a closing summary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from nodes.calibration import DepthCost
+from nodes.capture_events import BadFrames, Down, Finished, Up
+from nodes.edge import EncodedFrame
+from nodes.lanes import Lane
+from pipeline.bundle import Bundle
+from pipeline.ledger import ClosedFrame, Outcome
+from pipeline.rate_control import DepthChange
+from pipeline.session import Backoff, Lost, Opened
+from pipeline.wire import Result
+
+LINE_EVERY_NS = 1_000_000_000
+
+
+@dataclass(slots=True)
+class Second:
+    """What one camera did since its last line."""
+
+    encoded: int = 0
+    num_bytes: int = 0
+    results: int = 0
+    latency_ns: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    depth: int | None = None
+    level16: int | None = None
+    best: str = ""
+    bad_pictures: int = 0
+
+
+class NodeConsole:
+    """Prints lines for people. Drops and trouble are named, never only counted."""
+
+    def __init__(self, console: Console, cameras: Sequence[str]) -> None:
+        self._console = console
+        self._seconds = {camera: Second() for camera in cameras}
+        self._last_ns = 0
+        self._width = max((len(camera) for camera in cameras), default=0)
+
+    def encoded(self, encoded: EncodedFrame) -> None:
+        second = self._seconds[encoded.frame.camera]
+        second.encoded += 1
+        second.num_bytes += encoded.bitstream_bytes
+        second.depth, second.level16 = encoded.point.depth, encoded.point.level16
+
+    def closed(self, closed: ClosedFrame, result: Result | None) -> None:
+        second = self._seconds[closed.camera]
+        if closed.outcome is Outcome.OK and result is not None:
+            second.results += 1
+            second.latency_ns += closed.latency_ns
+            best = result.classes[0]
+            second.best = f"{best.name.replace('_', ' ')} {best.probability:.2f}"
+        else:
+            second.dropped[closed.outcome.value] = second.dropped.get(closed.outcome.value, 0) + 1
+
+    def camera_changed(self, lane: Lane, event: Up | Down | Finished | BadFrames) -> None:
+        match event:
+            case Up():
+                self._say(lane.name, f"{lane.reader.source.text} is up, {event.width} x {event.height}", "green")
+            case Down():
+                self._say(lane.name, f"down ({event.reason}): {event.text}; trying again", "yellow")
+            case Finished():
+                self._say(lane.name, f"{lane.reader.source.text} is through", "green")
+            case BadFrames():
+                self._seconds[lane.name].bad_pictures += event.count
+
+    def link_changed(self, action: Opened | Lost | Backoff) -> None:
+        match action:
+            case Opened():
+                self._say("link", f"session open, credit {action.welcome.credit}", "green")
+            case Lost():
+                self._say("link", f"lost ({action.reason}): {action.text}; trying again", "yellow")
+            case Backoff():
+                pass
+
+    def depth_changed(self, change: DepthChange) -> None:
+        self._say("depth", f"{change.before} -> {change.after} ({change.cause})", "cyan")
+
+    def idle(self, now_ns: int) -> None:
+        """Print the lines when a second has passed."""
+        if self._last_ns == 0:
+            self._last_ns = now_ns
+        elapsed_ns = now_ns - self._last_ns
+        if elapsed_ns < LINE_EVERY_NS:
+            return
+        self._last_ns = now_ns
+        for camera, second in self._seconds.items():
+            if second != Second():
+                self._console.print(self._line(camera, second, elapsed_ns / 1e9), highlight=False)
+                self._seconds[camera] = Second()
+
+    def _line(self, camera: str, second: Second, elapsed_s: float) -> str:
+        parts = [f"[bold]{camera:<{self._width}}[/bold]"]
+        if second.encoded:
+            level = (second.level16 or 0) / 16
+            kilobytes = second.num_bytes / second.encoded / 1000
+            rate = 8 * second.num_bytes / elapsed_s / 1000
+            parts.append(f"N={second.depth} level {level:g}  {second.encoded / elapsed_s:5.1f} fps")
+            parts.append(f"{kilobytes:5.2f} kB/frame  {rate:6.0f} kbit/s")
+        if second.results:
+            parts.append(f"{second.latency_ns / second.results / 1e6:5.1f} ms  {second.best}")
+        if second.dropped:
+            reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(second.dropped.items()))
+            parts.append(f"[yellow]dropped: {reasons}[/yellow]")
+        if second.bad_pictures:
+            parts.append(f"[yellow]{second.bad_pictures} pictures unreadable[/yellow]")
+        return "  ".join(parts)
+
+    def _say(self, subject: str, text: str, colour: str) -> None:
+        self._console.print(f"[{colour}]{subject}[/{colour}]: ", end="", highlight=False)
+        self._console.print(text, markup=False, highlight=False)
+
+
+def depth_table(costs: Sequence[DepthCost], bundle: Bundle, level16: int, budget_ns: int, chosen: int) -> Table:
+    """The small table that a node prints at start."""
+    table = Table(title=f"bundle {bundle.manifest.name} {bundle.short_id}, level {level16 / 16:g}")
+    for heading in ("depth", "median ms", "p90 ms", "fps", "bpp", "agreement", ""):
+        table.add_column(heading, justify="right")
+    for cost in costs:
+        measured = bundle.measured_point(cost.depth, level16)
+        fits = cost.p90_ns <= budget_ns
+        note = "used" if cost.depth == chosen else "" if fits else "over budget"
+        table.add_row(
+            str(cost.depth),
+            f"{cost.median_ns / 1e6:.2f}",
+            f"{cost.p90_ns / 1e6:.2f}",
+            f"{1e9 / cost.median_ns:.0f}",
+            f"{measured.bpp:.2f}" if measured else "-",
+            f"{measured.agreement:.2f}" if measured else "-",
+            note,
+            style="bold" if cost.depth == chosen else None,
+        )
+    return table
+
+
+def print_summary(console: Console, figures: dict[str, Any], kind: Callable[[str], str] = str) -> None:
+    """The closing lines of a run: the balance first."""
+    dropped = figures["dropped"]
+    reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.items()) or "none"
+    console.print(
+        f"captured {figures['captured']} = results {figures['results']} + dropped {sum(dropped.values())}"
+        f" + in flight {figures['in_flight']}",
+        highlight=False,
+    )
+    console.print(f"dropped by reason: {reasons}", highlight=False)
+    for name in ("bytes_per_frame", "bits_per_pixel", "e2e_ms_p50", "e2e_ms_p99", "labelled", "top1", "agreement"):
+        value = figures.get(name)
+        if value is not None:
+            console.print(f"{kind(name)}: {value:.4g}", highlight=False)

@@ -1,0 +1,85 @@
+"""What a machine sees of a node: one JSON object a line on standard output."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from nodes.capture_events import BadFrames, Down, Finished, Up
+from nodes.edge import EncodedFrame
+from nodes.lanes import Lane
+from pipeline.ledger import ClosedFrame, Outcome
+from pipeline.rate_control import DepthChange
+from pipeline.session import Backoff, Lost, Opened
+from pipeline.wire import Result
+
+
+class NodeJson:
+    """Events `result`, `drop`, `camera`, `link`, `depth`; the run's `summary` is printed at its end.
+
+    Drops of frames that were never handed to the node (superseded and the like) are in the summary's counts.
+    """
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self._write = write
+        self._sizes: dict[tuple[str, int], tuple[int, int]] = {}
+
+    def emit(self, event: str, **fields: Any) -> None:
+        """Write one line."""
+        self._write(json.dumps({"event": event, **fields}))
+
+    def encoded(self, encoded: EncodedFrame) -> None:
+        key = (encoded.frame.camera, encoded.frame.sequence)
+        self._sizes[key] = (encoded.bitstream_bytes, encoded.elapsed_ns)
+
+    def closed(self, closed: ClosedFrame, result: Result | None) -> None:
+        num_bytes, encode_ns = self._sizes.pop((closed.camera, closed.sequence), (None, None))
+        common = {"camera": closed.camera, "sequence": closed.sequence}
+        if closed.outcome is not Outcome.OK or result is None:
+            self.emit("drop", **common, reason=closed.outcome.value)
+            return
+        self.emit(
+            "result",
+            **common,
+            label=closed.label,
+            classes=[
+                {"index": top.index, "name": top.name, "probability": round(top.probability, 4)}
+                for top in result.classes
+            ],
+            reference_top1=result.reference_top1,
+            depth=closed.depth,
+            level=closed.level,
+            bytes=num_bytes,
+            encode_ms=None if encode_ns is None else round(encode_ns / 1e6, 3),
+            latency_ms=round(closed.latency_ns / 1e6, 3),
+            cloud_ms=round(result.timings.cloud_us / 1e3, 3),
+            queue_ms=round(result.timings.queue_us / 1e3, 3),
+            batch_frames=result.batch_frames,
+        )
+
+    def camera_changed(self, lane: Lane, event: Up | Down | Finished | BadFrames) -> None:
+        match event:
+            case Up():
+                self.emit("camera", camera=lane.name, state="up", width=event.width, height=event.height)
+            case Down():
+                self.emit("camera", camera=lane.name, state="down", reason=event.reason.value, text=event.text)
+            case Finished():
+                self.emit("camera", camera=lane.name, state="finished")
+            case BadFrames():
+                self.emit("camera", camera=lane.name, state="bad_frames", count=event.count)
+
+    def link_changed(self, action: Opened | Lost | Backoff) -> None:
+        match action:
+            case Opened():
+                self.emit("link", state="up", bundle=action.welcome.bundle_id.hex()[:16], credit=action.welcome.credit)
+            case Lost():
+                self.emit("link", state="down", reason=action.reason.value, text=action.text)
+            case Backoff():
+                pass
+
+    def depth_changed(self, change: DepthChange) -> None:
+        self.emit("depth", before=change.before, after=change.after, cause=change.cause.value)
+
+    def idle(self, now_ns: int) -> None:
+        """Nothing to do between events."""

@@ -1,0 +1,159 @@
+"""The node's metrics: events counted as they happen, totals published from the ledger once a second."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+
+from nodes.capture_events import BadFrames, Down, Finished, Up
+from nodes.edge import EdgeNode, EncodedFrame
+from nodes.exporter import Exporter
+from nodes.lanes import Lane
+from nodes.metrics_server import Health
+from pipeline.ledger import ClosedFrame, Outcome
+from pipeline.rate_control import DepthChange
+from pipeline.session import Backoff, Lost, Opened
+from pipeline.totals import LedgerSnapshot
+from pipeline.wire import Result
+
+PUBLISH_EVERY_NS = 1_000_000_000
+
+
+class NodeMetrics:
+    """A watcher of the node's loop that fills the exporter.
+
+    The node is attached after it is built, because it is built with its watchers.
+    """
+
+    def __init__(
+        self,
+        exporter: Exporter,
+        health: Health,
+        version: str,
+        num_endpoints: int,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._exporter, self._health, self._wall_clock = exporter, health, wall_clock
+        self._num_endpoints = num_endpoints
+        self._node: EdgeNode | None = None
+        self._published_ns = 0
+        self._wire = (0, 0)
+        exporter.inform("rac_node_build_info", version, platform.python_version())
+
+    def attach(self, node: EdgeNode) -> None:
+        """Name the node whose ledger is published."""
+        self._node = node
+
+    def encoded(self, encoded: EncodedFrame) -> None:
+        exporter, camera, depth = self._exporter, encoded.frame.camera, encoded.point.depth
+        level = round(encoded.point.level16 / 16)
+        stages = {
+            "capture": encoded.hand_over_ns,
+            "preprocess": encoded.frame.view_ns,
+            "encode": encoded.network_ns,
+            "entropy": encoded.entropy_ns,
+        }
+        for stage, duration_ns in stages.items():
+            exporter.observe("rac_node_stage_duration_seconds", duration_ns / 1e9, stage)
+        exporter.observe("rac_node_encode_duration_seconds", encoded.elapsed_ns / 1e9, depth)
+        exporter.observe("rac_node_bitstream_bytes", encoded.bitstream_bytes, depth, level)
+        exporter.set("rac_node_encoder_depth", depth, camera)
+        exporter.set("rac_node_level", encoded.point.level16 / 16, camera)
+        exporter.set("rac_node_last_frame_timestamp_seconds", self._wall_clock(), camera)
+        if encoded.is_over_budget:
+            exporter.add("rac_node_budget_overruns_total", camera, depth)
+
+    def closed(self, closed: ClosedFrame, result: Result | None) -> None:
+        if closed.outcome is not Outcome.OK:
+            return
+        exporter = self._exporter
+        exporter.set("rac_node_last_result_timestamp_seconds", self._wall_clock(), closed.camera)
+        exporter.observe("rac_node_capture_to_result_seconds", closed.latency_ns / 1e9, closed.depth)
+        exporter.observe("rac_node_camera_capture_to_result_seconds", closed.latency_ns / 1e9, closed.camera)
+        if closed.round_trip_ns is not None:
+            exporter.observe("rac_node_round_trip_seconds", closed.round_trip_ns / 1e9, closed.depth)
+
+    def camera_changed(self, lane: Lane, event: Up | Down | Finished | BadFrames) -> None:
+        exporter, name = self._exporter, lane.name
+        match event:
+            case Up():
+                exporter.set("rac_node_camera_up", 1, name)
+                exporter.set("rac_node_last_frame_timestamp_seconds", self._wall_clock(), name)
+                exporter.inform("rac_node_camera_info", name, lane.reader.kind.value, event.width, event.height)
+            case Down():
+                exporter.set("rac_node_camera_up", 0, name)
+                exporter.add("rac_node_camera_reconnects_total", name, event.reason.value)
+            case Finished():
+                exporter.set("rac_node_camera_up", 0, name)
+            case BadFrames():
+                pass  # not frames: they never got a number
+
+    def link_changed(self, action: Opened | Lost | Backoff) -> None:
+        assert self._node is not None
+        index = self._node.session.endpoint_index
+        match action:
+            case Opened():
+                self._exporter.set("rac_node_link_up", 1, index)
+            case Lost():
+                for place in range(self._num_endpoints):
+                    self._exporter.set("rac_node_link_up", 0, place)
+                self._exporter.add("rac_node_reconnects_total", index, action.reason.value)
+            case Backoff():
+                pass
+
+    def depth_changed(self, change: DepthChange) -> None:
+        assert self._node is not None
+        for lane in self._node.lanes:
+            self._exporter.add("rac_node_depth_changes_total", lane.name, change.cause.value)
+
+    def idle(self, now_ns: int) -> None:
+        """Say that the loop turns; once a second, publish."""
+        self._health.beat()
+        if now_ns - self._published_ns >= PUBLISH_EVERY_NS:
+            self._published_ns = now_ns
+            self.publish()
+
+    def publish(self) -> None:
+        """Bring gauges and the ledger's totals up to date."""
+        node, exporter = self._node, self._exporter
+        assert node is not None
+        exporter.publish(ledger_totals(node.ledger.snapshot()))
+        exporter.set("rac_node_credit_frames", node.session.credit)
+        for depth in node.controller.depths:
+            exporter.set("rac_node_depth_cost_seconds", node.controller.cost_ns(depth) / 1e9, depth)
+        exporter.set("rac_node_budget_seconds", node.controller.budget_ns / 1e9)
+        sent, received = node.uplink.sent_bytes, node.uplink.received_bytes
+        exporter.add("rac_node_network_bytes_total", "sent", amount=sent - self._wire[0])
+        exporter.add("rac_node_network_bytes_total", "received", amount=received - self._wire[1])
+        self._wire = (sent, received)
+        self._health.set_reasons(readiness(node))
+
+
+def readiness(node: EdgeNode) -> list[str]:
+    """What is in the way of work: no camera up, or no session."""
+    reasons = [] if node.session.is_up else ["no session with a cloud"]
+    down = [lane.name for lane in node.lanes if lane.reader.state.value != "up"]
+    if len(down) == len(node.lanes):
+        reasons.append(f"no camera is up ({', '.join(down[:5])})")
+    return reasons
+
+
+def ledger_totals(snapshot: LedgerSnapshot) -> dict[tuple[object, ...], float]:
+    """The ledger's values by (metric, labels), as `Exporter.publish` takes them."""
+    values: dict[tuple[object, ...], float] = {("rac_node_in_flight_frames",): snapshot.total.in_flight}
+    for camera, totals in snapshot.cameras.items():
+        values["rac_node_frames_captured_total", camera] = totals.captured
+        for reason, count in totals.dropped.items():
+            values["rac_node_frames_dropped_total", camera, reason] = count
+        values["rac_node_camera_bitstream_bytes_total", camera] = totals.bitstream_bytes
+        values["rac_node_wire_bytes_total", camera, "sent"] = totals.wire_sent_bytes
+        values["rac_node_wire_bytes_total", camera, "received"] = totals.wire_received_bytes
+        values["rac_node_results_total", camera, "ok"] = totals.results
+        values["rac_node_results_total", camera, "repeated"] = totals.repeated
+        values["rac_node_results_total", camera, "late"] = totals.late
+    for (camera, depth, level), coded in snapshot.coded.items():
+        key = ("rac_node_frames_encoded_total", camera, depth)
+        values[key] = values.get(key, 0) + coded.frames
+        values["rac_node_coded_pixels_total", camera, depth, level] = coded.coded_pixels
+    return values

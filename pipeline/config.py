@@ -1,0 +1,476 @@
+"""Every configuration key of node and cloud, once: default, unit, limits, meaning, what is traded for what.
+
+The models are the table that everything else is made from: `pipeline.config_files` loads files, environment
+and flags into them, `pipeline.config_sample` writes the sample files from the descriptions below, so a key
+cannot lack its comment. A name ends in its unit where it has one (`_s`, `_ms`, `_bytes`, fps).
+
+Values are checked here as far as that needs no look at the machine: whether a camera's source can work is for
+`nodes.sources` to say, whether a bundle has a depth for `pipeline.bundle`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Annotated, Any, Final, Literal, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
+
+Fit = Literal["crop", "squash", "evaluation"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+NAME_PATTERN: Final = r"^[A-Za-z0-9._-]{1,64}$"
+DEFAULT_ENDPOINT: Final = "tcp://127.0.0.1:5570"
+# A day: longer times are a wrong unit (milliseconds written as seconds).
+MAX_SECONDS: Final = 86_400.0
+# A lossless reference of 224 x 224 x 3 bytes with zlib's overhead is the largest thing that a frame carries.
+MIN_MESSAGE_BYTES: Final = 163_840
+
+Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
+Port = Annotated[int, Field(ge=0, le=65_535)]
+FramesPerSecond = Annotated[float, Field(gt=0, le=1000)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+_ENDPOINT = re.compile(r"tcp://(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):(?P<port>\d{1,5}|\*)")
+
+
+class Section(BaseModel):
+    """A group of keys. Immutable; unknown keys are errors; a number never stands for true or false."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_truth_as_number(cls, value: Any, context: ValidationInfo) -> Any:
+        # YAML reads `workers: yes` as true, and true counts as 1.
+        assert context.field_name is not None
+        annotation = cls.model_fields[context.field_name].annotation
+        if isinstance(value, bool) and annotation is not bool and bool not in get_args(annotation):
+            raise PydanticCustomError("wrong_type", "is true or false")
+        return value
+
+
+class CameraConfig(Section):
+    """One camera. In a list of cameras, plain text (NAME=SOURCE or SOURCE) is one without more keys."""
+
+    source: str = Field(
+        min_length=1,
+        description="Device index or path, video file, folder of pictures, rtsp:// or http:// URL, or test:.",
+    )
+    name: str | None = Field(
+        None, pattern=NAME_PATTERN, description="How results and metrics call it; null: made from the source."
+    )
+    fps: FramesPerSecond | Literal["max"] | None = Field(
+        None, description="As capture.fps, for this camera; null: as there."
+    )
+    loop: bool | None = Field(None, description="As capture.loop, for this camera; null: as there.")
+    fit: Fit | None = Field(None, description="As capture.fit, for this camera; null: as there.")
+    roi: tuple[Share, Share, Share, Share] | None = Field(
+        None,
+        description="Region of interest [left, top, width, height] in shares of the picture, not pixels, so"
+        " that it survives a change of resolution; null: the whole picture.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_short_form(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str | int) and not isinstance(value, bool) else value
+
+    @field_validator("roi")
+    @classmethod
+    def _check_roi(
+        cls, roi: tuple[float, float, float, float] | None
+    ) -> tuple[float, float, float, float] | None:
+        if roi is not None:
+            left, top, width, height = roi
+            # The slack lets 0.1 + 0.9 pass.
+            if not (width > 0 and height > 0 and left + width <= 1 + 1e-9 and top + height <= 1 + 1e-9):
+                raise ValueError(
+                    "must lie inside the picture: [left, top, width, height] in shares from 0 to 1"
+                )
+        return roi
+
+    @property
+    def argument(self) -> str:
+        """The camera as `--camera` takes it: NAME=SOURCE, or as it was written."""
+        return self.source if self.name is None else f"{self.name}={self.source}"
+
+
+class EndpointSection(Section):
+    endpoints: tuple[str, ...] = Field(
+        (DEFAULT_ENDPOINT,),
+        min_length=1,
+        description="Where the cloud listens, tcp://HOST:PORT or ipc://PATH; the first is used, the next"
+        " ones when it fails. Only this machine: nothing protects the link yet.",
+    )
+
+    @field_validator("endpoints")
+    @classmethod
+    def _check_endpoints(cls, endpoints: tuple[str, ...]) -> tuple[str, ...]:
+        for endpoint in endpoints:
+            check_endpoint(endpoint)
+        return endpoints
+
+
+class NodeLinkSection(Section):
+    heartbeat_s: Seconds = Field(
+        2.0,
+        description="Time between two signs of life. Shorter notices a dead cloud sooner and sends more; the"
+        " cloud's wish, told at the handshake, goes first.",
+    )
+    peer_timeout_s: Seconds = Field(
+        6.0,
+        description="Silence after which the cloud counts as gone; above heartbeat_s, three times it or"
+        " more.",
+    )
+    result_timeout_s: Seconds = Field(
+        10.0,
+        description="How long a sent frame waits for its result before it counts as expired. Shorter frees"
+        " its place sooner, longer forgives a slow cloud.",
+    )
+    reconnect_min_s: Seconds = Field(0.5, description="Longest wait before the first new try to connect.")
+    reconnect_max_s: Seconds = Field(
+        30.0,
+        description="Longest wait between tries: it doubles from reconnect_min_s up to here, and each is"
+        " drawn at random below, so that a fleet does not come back in step.",
+    )
+
+    @model_validator(mode="after")
+    def _check_times(self) -> Self:
+        _check_order("heartbeat_s", self.heartbeat_s, "peer_timeout_s", self.peer_timeout_s, equal=False)
+        _check_order("reconnect_min_s", self.reconnect_min_s, "reconnect_max_s", self.reconnect_max_s)
+        return self
+
+
+class CodecSection(Section):
+    bundle: str = Field(
+        "default",
+        min_length=1,
+        description="Bundle of encoder and tables: a name that ships with the package, a folder or a zip."
+        " The cloud must have the same.",
+    )
+    budget_ms: Annotated[float, Field(gt=0, le=10_000)] = Field(
+        8.0,
+        description="Time that a frame may take from camera array to bytes, in milliseconds, at `threads`."
+        " More time means a deeper encoder: fewer bits, or better classes at the same bits.",
+    )
+    depth: Annotated[int, Field(ge=0, le=64)] | Literal["auto"] = Field(
+        "auto",
+        description="Encoder depth; auto: the deepest that fits budget_ms, following the machine's load. A"
+        " number stays fixed whatever it costs.",
+    )
+    rate: Annotated[float, Field(ge=0, lt=16)] | Literal["auto", "best"] = Field(
+        "auto",
+        description="Rate level, in steps of 1/16: 0 spends the fewest bits, the bundle's highest level the"
+        " most; auto: the bundle's default; best: its highest.",
+    )
+    threads: Annotated[int, Field(ge=1, le=64)] = Field(
+        1,
+        description="Threads of one encoder run. More shortens a frame's time on an idle machine and takes"
+        " it from other work; one thread costs the least CPU time in total.",
+    )
+    when_over_budget: Literal["send", "drop"] = Field(
+        "send",
+        description="What happens to frames while not even the shallowest depth fits budget_ms: send counts"
+        " an overrun, drop gives the frame up as over_budget.",
+    )
+
+
+class CaptureSection(Section):
+    fps: FramesPerSecond | Literal["max"] | None = Field(
+        None,
+        description="Frames a second; null: as a live source gives them, a file or folder at its own rate;"
+        " max: a file or folder as fast as frames are taken. What a live source gives beyond it is dropped"
+        " as rate_limit.",
+    )
+    loop: bool = Field(False, description="Whether files and folders start again at their end.")
+    fit: Fit = Field(
+        "crop",
+        description="How a picture becomes the square view: crop takes the centre square, squash the whole"
+        " picture out of shape, evaluation a slightly smaller centre square, as classifiers are usually"
+        " measured.",
+    )
+    open_timeout_s: Seconds = Field(
+        10.0, description="Longest that opening a source may take. RTSP takes over a second on a good day."
+    )
+    read_timeout_s: Seconds = Field(
+        5.0,
+        description="Longest that one picture may take before the source is closed and opened again. Too"
+        " short a time cuts cameras off that send less often.",
+    )
+    retry_min_s: Seconds = Field(
+        0.5, description="Wait before a failed source is opened again for the first time."
+    )
+    retry_max_s: Seconds = Field(
+        30.0, description="Longest wait between two tries; it doubles from retry_min_s up to here."
+    )
+
+    @model_validator(mode="after")
+    def _check_times(self) -> Self:
+        _check_order("retry_min_s", self.retry_min_s, "retry_max_s", self.retry_max_s)
+        return self
+
+
+class AccuracySection(Section):
+    reference_every: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
+        0,
+        description="Every so many frames of a camera the view travels losslessly beside the features, so"
+        " that the cloud tells how often both agree; 0: never. One reference takes about 100 kB and a whole"
+        " run of the classifier.",
+    )
+
+
+class MetricsSection(Section):
+    host: str = Field(
+        "127.0.0.1", min_length=1, description="Address of /metrics, /healthz and /readyz. Only this machine."
+    )
+    port: Port = Field(
+        9570, description="Port of /metrics. When the default is taken the next free one; 0: any free one."
+    )
+    max_cameras: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        64,
+        description="Cameras with series of their own in the per-camera metrics; the others share `_other`.",
+    )
+
+    @field_validator("host")
+    @classmethod
+    def _check_host(cls, host: str) -> str:
+        if not is_loopback(host):
+            raise ValueError(
+                f"{host} can be reached from other machines, and nothing protects metrics yet: use 127.0.0.1"
+            )
+        return host
+
+
+class CloudMetricsSection(MetricsSection):
+    port: Port = Field(
+        9580, description="Port of /metrics. When the default is taken the next free one; 0: any free one."
+    )
+    max_cameras: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        256,
+        description="Cameras of all nodes with series of their own in the per-camera metrics; the others"
+        " share `_other`.",
+    )
+
+
+class LogSection(Section):
+    level: LogLevel = Field("info", description="Least serious messages that are written.")
+    format: Literal["text", "json"] = Field(
+        "text", description="Lines for people, or one JSON object a line."
+    )
+
+
+class NodeConfig(Section):
+    """Configuration of `rac-node`."""
+
+    name: str = Field(
+        "", pattern=r"^[A-Za-z0-9._-]{0,64}$", description="Name of this node; empty: the host's name."
+    )
+    cameras: tuple[CameraConfig, ...] = Field(
+        (),
+        max_length=256,
+        description="The cameras: each NAME=SOURCE or SOURCE, or an object with the keys below. A node needs"
+        " one, here or by --camera.",
+    )
+    cloud: EndpointSection = Field(default_factory=EndpointSection, description="The cloud that classifies.")
+    link: NodeLinkSection = Field(default_factory=NodeLinkSection, description="The session with the cloud.")
+    codec: CodecSection = Field(default_factory=CodecSection, description="What frames are coded with.")
+    capture: CaptureSection = Field(default_factory=CaptureSection, description="How cameras are read.")
+    accuracy: AccuracySection = Field(
+        default_factory=AccuracySection, description="What watches the classes."
+    )
+    metrics: MetricsSection = Field(
+        default_factory=MetricsSection, description="Prometheus metrics and health."
+    )
+    log: LogSection = Field(default_factory=LogSection, description="Messages on standard error.")
+    drain_s: Annotated[float, Field(ge=0, le=MAX_SECONDS)] = Field(
+        1.0, description="How long an ordered stop waits for results of frames that were sent."
+    )
+
+
+class CloudLinkSection(Section):
+    bind: str = Field(
+        DEFAULT_ENDPOINT,
+        description="Where nodes connect, tcp://HOST:PORT or ipc://PATH; port 0: any free one. Only this"
+        " machine: nothing protects the link yet.",
+    )
+    heartbeat_s: Seconds = Field(
+        2.0, description="Time between two signs of life, for both sides: nodes are told at the handshake."
+    )
+    peer_timeout_s: Seconds = Field(
+        6.0,
+        description="Silence after which a node's session ends; above heartbeat_s, three times it or more.",
+    )
+    credit: Annotated[int, Field(ge=1, le=1024)] = Field(
+        8,
+        description="Frames that one node may have unanswered. Enough for the round trip over the time a"
+        " frame takes, about doubled; more only adds delay.",
+    )
+    max_message_bytes: Annotated[int, Field(ge=MIN_MESSAGE_BYTES, le=16 * 2**20)] = Field(
+        262_144,
+        description="Largest message part that is read; a node that sends a larger one loses its connection."
+        " A frame with a lossless reference must fit.",
+    )
+    max_sessions: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        256, description="Nodes connected at once; one more is refused."
+    )
+
+    @field_validator("bind")
+    @classmethod
+    def _check_bind(cls, bind: str) -> str:
+        check_endpoint(bind, any_port=True)
+        return bind
+
+    @model_validator(mode="after")
+    def _check_times(self) -> Self:
+        _check_order("heartbeat_s", self.heartbeat_s, "peer_timeout_s", self.peer_timeout_s, equal=False)
+        return self
+
+
+class PoolSection(Section):
+    workers: Annotated[int, Field(ge=1, le=1024)] = Field(
+        2, description="Worker processes. More than cores slows every one of them down."
+    )
+    batch_frames: Annotated[int, Field(ge=1, le=256)] = Field(
+        16,
+        description="Frames of a full batch. Larger batches take less time a frame and more time each.",
+    )
+    batch_wait_ms: Annotated[float, Field(ge=0, le=10_000)] = Field(
+        5.0,
+        description="How long the first frame of a batch waits for company, in milliseconds. Longer fills"
+        " batches and adds as much to every answer.",
+    )
+    queue_frames: Annotated[int, Field(ge=1, le=65_536)] = Field(
+        256,
+        description="Frames that wait for a worker at most; beyond it they are rejected. A longer queue only"
+        " adds delay.",
+    )
+    max_age_s: Seconds = Field(
+        5.0, description="Frames older than this when their batch is made are given up as stale."
+    )
+    batch_timeout_s: Seconds = Field(
+        10.0,
+        description="How long a worker may take for a batch before it counts as hung and is started again."
+        " Too short a time kills workers that are only slow.",
+    )
+
+
+class EngineSection(Section):
+    name: Literal["auto", "openvino", "onnxruntime"] = Field(
+        "auto", description="What runs decoder and classifier; auto: openvino where it is installed."
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="Numbers of the networks; bf16 takes half the time on CPUs that have it, changes some"
+        " classes near a tie, and needs openvino.",
+    )
+    threads: Annotated[int, Field(ge=0, le=1024)] = Field(
+        0, description="Threads of one worker; 0: the cores divided by the workers."
+    )
+
+    @model_validator(mode="after")
+    def _check_precision(self) -> Self:
+        if self.precision == "bf16" and self.name == "onnxruntime":
+            raise ValueError("precision bf16 needs name openvino, not onnxruntime")
+        return self
+
+
+class CloudConfig(Section):
+    """Configuration of `rac-cloud`."""
+
+    link: CloudLinkSection = Field(default_factory=CloudLinkSection, description="The sessions with nodes.")
+    pool: PoolSection = Field(default_factory=PoolSection, description="The workers and what waits for them.")
+    engine: EngineSection = Field(default_factory=EngineSection, description="How workers compute.")
+    bundles: tuple[str, ...] = Field(
+        ("default",),
+        min_length=1,
+        max_length=16,
+        description="Bundles that nodes may use: names that ship with the package, folders or zips. Each"
+        " takes memory in every worker.",
+    )
+    classifier_weights: str | None = Field(
+        None,
+        min_length=1,
+        description="File with the classifier's state dict, for classifiers whose weights do not come with a"
+        " package; null: those of the package.",
+    )
+    results: tuple[str, ...] = Field(
+        (),
+        max_length=16,
+        description="Where results go besides the node: `-` for standard output, jsonl:PATH for a file. A"
+        " slow one drops results, never delays the stream.",
+    )
+    metrics: CloudMetricsSection = Field(
+        default_factory=CloudMetricsSection, description="Prometheus metrics and health."
+    )
+    log: LogSection = Field(default_factory=LogSection, description="Messages on standard error.")
+    drain_s: Annotated[float, Field(ge=0, le=MAX_SECONDS)] = Field(
+        1.5, description="How long an ordered stop goes on with frames that were accepted."
+    )
+
+    @field_validator("results")
+    @classmethod
+    def _check_results(cls, results: tuple[str, ...]) -> tuple[str, ...]:
+        for sink in results:
+            if sink != "-" and not (sink.startswith("jsonl:") and len(sink) > len("jsonl:")):
+                raise ValueError(f"{sink!r} is no sink: use - or jsonl:PATH")
+        return results
+
+
+def section_of(field_info: FieldInfo) -> type[Section] | None:
+    """The section that a field holds; None for a key."""
+    annotation: Any = field_info.annotation
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
+
+
+def config_keys(model: type[Section]) -> dict[str, FieldInfo]:
+    """Every dotted key of a model with its field, in the order of the sample file."""
+    keys = {}
+    for name, field_info in model.model_fields.items():
+        section = section_of(field_info)
+        if section is None:
+            keys[name] = field_info
+        else:
+            keys |= {f"{name}.{key}": inner for key, inner in config_keys(section).items()}
+    return keys
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address; a name other than localhost counts as outside."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def check_endpoint(endpoint: str, *, any_port: bool = False) -> None:
+    """Check a ZeroMQ endpoint.
+
+    Args:
+        any_port: whether port 0 or * may ask for any free one, as for a bind.
+    Raises:
+        ValueError: malformed, or it leaves this machine.
+    """
+    if endpoint.startswith("ipc://") and len(endpoint) > len("ipc://"):
+        return
+    match = _ENDPOINT.fullmatch(endpoint)
+    if match is None:
+        raise ValueError(f"{endpoint!r} is no endpoint: write tcp://HOST:PORT or ipc://PATH")
+    port = 0 if match["port"] == "*" else int(match["port"])
+    if port > 65_535 or (port == 0 and not any_port):
+        raise ValueError(f"{endpoint!r} has no usable port (1 to 65535)")
+    if not is_loopback(match["host"]):
+        raise ValueError(
+            f"{endpoint} leaves this machine, and nothing protects the link yet: use tcp://127.0.0.1:{match['port']}"
+        )
+
+
+def _check_order(low_name: str, low: float, high_name: str, high: float, *, equal: bool = True) -> None:
+    if low > high or (low == high and not equal):
+        raise ValueError(
+            f"{high_name} ({high:g}) must {'not be below' if equal else 'be above'} {low_name} ({low:g})"
+        )

@@ -1,0 +1,1 @@
+"""Entropy coding: integer tables and the rANS coder."""

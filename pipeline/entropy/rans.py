@@ -1,0 +1,369 @@
+"""rANS: symbols to words and back, with two coders of equal bytes.
+
+The word format is that of constriction 0.5.0 (AnsCoder: 32-bit words, 64-bit state, 24-bit frequencies): the
+state starts at 0; before a symbol of frequency f is pushed, the low 32 bits of the state leave as a word
+while state >> 40 >= f; at the end the state's own words follow, low first, without leading zeros. Decoding
+runs backwards from the last word, and has to end at state 0 with every word used.
+
+Coded order, as the decoder meets it: channels rising, raster order within a channel, channels left out
+skipped; then the values of all escapes in the order met, in flat 4-bit pieces
+(`pipeline.entropy.tables.find_entries`).
+
+constriction codes on x86 nodes. The cloud and arm64 nodes use `pipeline.entropy.plain_coder` compiled by
+numba, a whole batch in one call without the GIL: constriction holds the GIL while it decodes, and has no
+wheel for Linux on arm64. Either is imported when first used, and tests hold the two together.
+
+Source of the method: Duda 2013, "Asymmetric numeral systems" (arXiv 1311.2540).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, partial
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.entropy import plain_coder
+from pipeline.entropy.tables import (
+    CODER_BITS,
+    MAX_PIECES,
+    MAX_SYMBOL,
+    PIECE_BITS,
+    TOTAL,
+    TableSet,
+    find_entries,
+)
+from pipeline.errors import CorruptBitstreamError, PipelineError, TableMismatchError, TruncatedBitstreamError
+
+Coder = Literal["constriction", "numba"]
+
+WORD = np.dtype("<u4")
+STATE_WORDS = 2
+_PROBLEMS = {
+    plain_coder.LEFT_OVER: "they do not end where the encoder began",
+    plain_coder.BAD_ESCAPE: "an escape value is malformed",
+    plain_coder.WILD_ESCAPE: f"an escape value is beyond +-{MAX_SYMBOL}",
+}
+
+_MODELS: WeakKeyDictionary[TableSet, list[tuple[int, Any]]] = WeakKeyDictionary()
+
+
+def encode_symbols(symbols: NDArray[np.int32], tables: TableSet, coder: Coder | None = None) -> bytes:
+    """Code symbols into words that `decode_symbols` turns back exactly.
+
+    Args:
+        symbols: int32 (C, H, W); read only. Symbols outside a channel's table use its escape.
+        coder: force one; default constriction where it is installed.
+
+    Returns:
+        Little-endian 32-bit words. Equal input gives equal bytes on every machine and with either coder.
+
+    Raises:
+        TableMismatchError: the symbols do not belong to these tables: another number of channels, a channel
+            that is left out and not zero, a symbol beyond +-2^15.
+        PipelineError: the coder is not installed.
+    """
+    entries, pieces = find_entries(symbols, tables)
+    is_native = (coder or _default_encoder()) == "constriction"
+    encode = _encode_with_constriction if is_native else _encode_with_numba
+    return encode(entries, pieces, tables).astype(WORD, copy=False).tobytes()
+
+
+def decode_symbols(
+    words: bytes, tables: TableSet, shape: tuple[int, int, int], coder: Coder | None = None
+) -> NDArray[np.int32]:
+    """Symbols int32 of the given shape (C, H, W).
+
+    Args:
+        coder: force one; default numba where it is installed.
+
+    Raises:
+        TableMismatchError: channel counts differ.
+        BitstreamError: the words are not what `encode_symbols` made with these tables.
+        PipelineError: the coder is not installed.
+    """
+    symbols: NDArray[np.int32] = decode_batch([words], [tables], shape, coder)[0]
+    return symbols
+
+
+def decode_batch(
+    words: Sequence[bytes],
+    tables: Sequence[TableSet],
+    shape: tuple[int, int, int],
+    coder: Coder | None = None,
+) -> NDArray[np.int32]:
+    """Symbols int32 (B, C, H, W) of a batch, each frame with its own tables.
+
+    Args:
+        coder: force one; default numba where it is installed.
+
+    Raises:
+        TableMismatchError: channel counts differ.
+        BitstreamError: one of the frames is bad; decode them one by one to find all that are.
+        PipelineError: the coder is not installed.
+    """
+    if len(words) != len(tables) or any(table.num_channels != shape[0] for table in tables):
+        raise TableMismatchError(f"tables do not fit {len(words)} frames of {shape[0]} channels")
+    for frame in words:
+        _check_words(frame)
+    symbols = np.empty((len(words), shape[0], shape[1] * shape[2]), np.int32)
+    if (coder or _default_decoder()) == "constriction":
+        for row, frame in enumerate(words):
+            _decode_with_constriction(frame, tables[row], symbols[row])
+    else:
+        _decode_with_numba(words, tables, symbols)
+    return symbols.reshape(len(words), *shape)
+
+
+def warm_up(tables: Iterable[TableSet] = ()) -> None:
+    """Compile and build what this machine's coders need, so that no frame waits for it.
+
+    Compiling takes a few seconds the first time, and a fraction of one from numba's cache.
+
+    Args:
+        tables: sets that frames will use, such as a bundle's.
+
+    Raises:
+        PipelineError: no coder is installed, or they disagree.
+    """
+    small = TableSet(np.zeros(1, np.int32), np.ones(1, np.int32), np.array([[0, 60_000, TOTAL]], np.uint32))
+    symbols = np.array([[[0, 0, 500, -3]]], np.int32)
+    if not np.array_equal(decode_symbols(encode_symbols(symbols, small), small, (1, 1, 4)), symbols):
+        raise PipelineError("this machine's entropy coders disagree: is its constriction another than 0.5.0?")
+    sets = list(tables)
+    if "constriction" in (_default_encoder(), _default_decoder()):
+        for table in sets:
+            _models(table)
+    if _default_decoder() == "numba":
+        _decoder_tables(sets)
+
+
+def _check_words(words: bytes) -> None:
+    if len(words) % WORD.itemsize:
+        raise TruncatedBitstreamError("coded words end in the middle of one")
+    if words[-WORD.itemsize :] == bytes(WORD.itemsize):
+        raise CorruptBitstreamError("coded words end in a zero word")
+
+
+@cache
+def _default_encoder() -> Coder:
+    return "constriction" if find_spec("constriction") else "numba"
+
+
+@cache
+def _default_decoder() -> Coder:
+    return "numba" if find_spec("numba") else "constriction"
+
+
+def _import_coder(name: Coder) -> Any:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise PipelineError(
+            f"{name} cannot be imported ({error}): pip install 'edge-cloud-rac[numba]', "
+            "or constriction==0.5.0 where it has a wheel"
+        ) from error
+
+
+def _corrupt(status: int, frame: str = "") -> CorruptBitstreamError:
+    return CorruptBitstreamError(f"{frame}coded words are damaged or of other tables: {_PROBLEMS[status]}")
+
+
+@contextmanager
+def _mapped_panics(error: type[PipelineError]) -> Iterator[None]:
+    """Raise a panic of native code, which derives from BaseException alone, as an error of ours."""
+    try:
+        yield
+    except BaseException as panic:
+        if type(panic).__name__ != "PanicException":
+            raise
+        raise error(f"constriction panicked: {panic}") from panic
+
+
+def _models(tables: TableSet) -> list[tuple[int, Any]]:
+    """Coded channels, rising, with constriction's model of each; built once for a set."""
+    models = _MODELS.get(tables)
+    if models is None:
+        # perfect and lazy are stated: their defaults change with the version, and other models give other
+        # bytes.
+        categorical = partial(
+            _import_coder("constriction").stream.model.Categorical, perfect=False, lazy=False
+        )
+        models = _MODELS[tables] = [
+            (int(channel), categorical(tables.frequencies(channel) / TOTAL))
+            for channel in np.flatnonzero(tables.sizes)
+        ]
+    return models
+
+
+def _encode_with_constriction(
+    entries: NDArray[np.int32], pieces: NDArray[np.int32], tables: TableSet
+) -> NDArray[np.uint32]:
+    stream = _import_coder("constriction").stream
+    with _mapped_panics(TableMismatchError):
+        coder = stream.stack.AnsCoder()
+        if len(pieces):
+            coder.encode_reverse(pieces, stream.model.Uniform(1 << PIECE_BITS))
+        for channel, model in reversed(_models(tables)):
+            coder.encode_reverse(entries[channel], model)
+        words: NDArray[np.uint32] = coder.get_compressed()
+    return words
+
+
+def _decode_with_constriction(words: bytes, tables: TableSet, symbols: NDArray[np.int32]) -> None:
+    """Decode one frame into symbols (C, H * W)."""
+    stream = _import_coder("constriction").stream
+    with _mapped_panics(CorruptBitstreamError):
+        coder = stream.stack.AnsCoder(np.frombuffer(words, WORD).astype(np.uint32))
+        symbols[tables.left_out] = 0
+        for channel, model in _models(tables):
+            np.add(coder.decode(model, symbols.shape[1]), tables.offsets[channel], out=symbols[channel])
+        piece_model = stream.model.Uniform(1 << PIECE_BITS)
+        behind = tables.offsets + tables.sizes
+        for channel, position in np.argwhere((symbols == behind[:, None]) & (tables.sizes[:, None] > 0)):
+            folded = _pop_escape(lambda: int(coder.decode(piece_model)))
+            first = int(tables.offsets[channel])
+            value = first - 1 - (folded >> 1) if folded & 1 else int(behind[channel]) + (folded >> 1)
+            if abs(value) > MAX_SYMBOL:
+                raise _corrupt(plain_coder.WILD_ESCAPE)
+            symbols[channel, position] = value
+        if not coder.is_empty():
+            raise _corrupt(plain_coder.LEFT_OVER)
+
+
+def _pop_escape(pop_piece: Callable[[], int]) -> int:
+    folded = 0
+    for number in range(MAX_PIECES):
+        piece = pop_piece()
+        folded |= (piece & 7) << (3 * number)
+        if piece < 8:
+            # The last piece of a longer value is never zero: a value has one form only.
+            if number > 0 and piece == 0:
+                break
+            return folded
+    raise _corrupt(plain_coder.BAD_ESCAPE)
+
+
+class _DecoderTables:
+    """What the compiled decoder looks up, of many sets side by side, so that one call decodes any mix of
+    them.
+
+    Never changed once built; holds its sets weakly.
+
+    Attributes:
+        first_rows: row of each set's channel 0.
+        arrays: cumulative, row_starts, guesses, offsets and sizes as `plain_coder.decode_frames` takes them.
+    """
+
+    def __init__(self, sets: Sequence[TableSet]) -> None:
+        ends = np.cumsum([0, *(table.num_channels for table in sets)]).tolist()
+        self.first_rows = WeakKeyDictionary(zip(sets, ends, strict=False))
+        offsets = np.concatenate([*(table.offsets for table in sets), np.empty(0, np.int32)])
+        sizes = np.concatenate([*(table.sizes for table in sets), np.empty(0, np.int32)])
+        lengths = np.where(sizes == 0, 0, sizes + 2)
+        rows = [
+            table.cumulative24[np.arange(table.cumulative24.shape[1]) < lengths[begin:end, None]]
+            for table, begin, end in zip(sets, ends, ends[1:], strict=False)
+        ]
+        cumulative = np.concatenate([*rows, np.empty(0, np.uint32)])
+        row_starts = np.cumsum(lengths, dtype=np.int64) - lengths
+        guesses = _first_guesses(cumulative, np.repeat(np.arange(len(sizes)), lengths), len(sizes))
+        self.arrays = (cumulative, row_starts, guesses, offsets, sizes)
+        for array in self.arrays:
+            array.setflags(write=False)
+
+
+def _first_guesses(
+    cumulative: NDArray[np.uint32], rows: NDArray[np.intp], num_rows: int
+) -> NDArray[np.uint16]:
+    """Entry (R, 1024) of each bucket's least quantile: as many as begin at or before it, less one."""
+    num_buckets = 1 << plain_coder.GUESS_BITS
+    width = (1 << CODER_BITS) // num_buckets
+    first_bucket = (cumulative.astype(np.int64) + width - 1) // width
+    begun = np.bincount(rows * (num_buckets + 1) + first_bucket, minlength=num_rows * (num_buckets + 1))
+    last_begun = np.cumsum(begun.reshape(num_rows, num_buckets + 1)[:, :num_buckets], axis=1) - 1
+    guesses: NDArray[np.uint16] = np.maximum(last_begun, 0).astype(np.uint16)  # none: a channel left out
+    return guesses
+
+
+_SHARED = [_DecoderTables([])]
+
+
+def _decoder_tables(sets: Sequence[TableSet]) -> _DecoderTables:
+    """Look-ups that hold all of these sets, and those of before that are still in use."""
+    known = _SHARED[0]
+    missing = [table for table in dict.fromkeys(sets) if table not in known.first_rows]
+    if missing:
+        # Replaced as a whole: another thread goes on with what it has.
+        known = _SHARED[0] = _DecoderTables([*known.first_rows, *missing])
+    return known
+
+
+def _encode_with_numba(
+    entries: NDArray[np.int32], pieces: NDArray[np.int32], tables: TableSet
+) -> NDArray[np.uint32]:
+    words = np.empty(entries.size + len(pieces) + STATE_WORDS, np.uint32)
+    return words[: _encoder()(entries, pieces, tables.cumulative24, tables.sizes, words)]
+
+
+def _decode_with_numba(
+    words: Sequence[bytes], tables: Sequence[TableSet], symbols: NDArray[np.int32]
+) -> None:
+    """Decode all frames into symbols (B, C, H * W)."""
+    known = _decoder_tables(tables)
+    first_rows = np.array([known.first_rows[table] for table in tables], np.int64)
+    word_starts = np.cumsum([0, *map(len, words)], dtype=np.int64) // WORD.itemsize
+    joined = np.frombuffer(b"".join(words), WORD).astype(np.uint32)
+    statuses = np.empty(len(words), np.uint8)
+    _decoder()(joined, word_starts, first_rows, *known.arrays, MAX_SYMBOL, MAX_PIECES, symbols, statuses)
+    if statuses.any():
+        bad = int(np.flatnonzero(statuses)[0])
+        raise _corrupt(int(statuses[bad]), f"frame {bad} of {len(words)}: " if len(words) > 1 else "")
+
+
+@cache
+def _encoder() -> Callable[..., Any]:
+    numba = _import_coder("numba")
+    fixed, own = _array_types(numba)
+    arguments = (own("i4", 2), own("i4", 1), fixed("u4", 2), fixed("i4", 1), own("u4", 1))
+    return _compile(numba, numba.int64(*arguments), plain_coder.encode_frame)
+
+
+@cache
+def _decoder() -> Callable[..., Any]:
+    numba = _import_coder("numba")
+    fixed, own = _array_types(numba)
+    frames = (own("u4", 1), own("i8", 1), own("i8", 1))
+    looked_up = (fixed("u4", 1), fixed("i8", 1), fixed("u2", 2), fixed("i4", 1), fixed("i4", 1))
+    limits = (numba.int64, numba.int64)
+    signature = numba.void(*frames, *looked_up, *limits, own("i4", 3), own("u1", 1))
+    return _compile(numba, signature, plain_coder.decode_frames)
+
+
+def _array_types(numba: Any) -> tuple[Callable[[str, int], Any], Callable[[str, int], Any]]:
+    """Makers of numba's types of contiguous arrays, read-only and writable, from a dtype and a number of
+    axes."""
+
+    def make(is_fixed: bool, dtype: str, axes: int) -> Any:
+        return numba.types.Array(numba.from_dtype(np.dtype(dtype)), axes, "C", readonly=is_fixed)
+
+    return partial(make, True), partial(make, False)
+
+
+def _compile(numba: Any, signature: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function compiled for one signature, from numba's cache where that can be kept.
+
+    The cache lies beside the source or in the user's own cache folder: to be trusted no less than the code.
+    """
+    compiled: Callable[..., Any]
+    try:
+        compiled = numba.njit(signature, nogil=True, cache=True)(function)
+    except RuntimeError:  # neither folder can be written
+        compiled = numba.njit(signature, nogil=True)(function)
+    return compiled

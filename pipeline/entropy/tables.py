@@ -1,0 +1,382 @@
+"""Integer tables: how often each symbol of a channel occurs, in 65,536ths, fixed when a bundle is exported.
+
+A table has one entry for each symbol of a contiguous support and one more, the last, for the escape: a symbol
+outside the support. Floats occur in `fit_tables` and what it calls, once, at export; at run time there are
+only the whole numbers of the bundle, so two machines cannot come to disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import BundleFormatError, TableMismatchError
+
+TOTAL = 1 << 16
+"""Sum of a table's frequencies."""
+CODER_BITS = 24
+"""Precision of the coder; see `TableSet.cumulative24`."""
+MAX_SYMBOL = 1 << 15
+"""Largest absolute value of a symbol; a latent has some tens."""
+MAX_ENTRIES = 1 << 10
+"""Plain symbols of one table; trained tables have some tens, and 1,024 still leave a share of 64 to each."""
+MAX_CELLS = 1 << 24
+"""Numbers in all cumulative tables of a bundle together: 64 MiB, ten times what 5 depths x 64 levels take."""
+PIECE_BITS = 4
+"""An escape value travels in pieces of 4 flat bits: three of the value, low ones first, and "more"."""
+MAX_PIECES = 6
+"""Enough for the folded distance between the outermost symbols, below 2^17."""
+MAX_UNSIGNED = np.iinfo(np.uint32).max
+
+MIN_SHARE = 0.5 / TOTAL
+"""A symbol at an end of the support that is rarer goes to the escape: its entry would take 1/65,536."""
+MAX_OPEN_SHARE = 0.01
+"""Symbols in a histogram's open ends; more, and the escapes would cost a quarter of a bit for each symbol."""
+PRIOR_WEIGHTS = (1.0, 4.0, 16.0, 64.0, 256.0)
+"""How many symbols the smooth distribution may count for; the channel's own counts choose."""
+
+_PIECE_SHIFTS = np.arange(0, 3 * MAX_PIECES, 3)
+_ARRAYS = {"points": np.uint8, "offsets": np.int16, "sizes": np.uint16, "frequencies": np.uint16}
+
+
+@dataclass(frozen=True, eq=False)
+class TableSet:
+    """Tables of every channel at one depth and level.
+
+    Checked and copied when built, read-only afterwards. Compared by identity: the coders keep what they build
+    from a set for as long as the set lives.
+
+    Attributes:
+        offsets: int32 (C,), the symbol of entry 0.
+        sizes: int32 (C,), entries without the escape; 0: the channel is left out of the bitstream, always
+            zero.
+        cumulative: uint32 (C, max entries + 2), cumulative frequencies; row c rises from 0 to 65,536 over
+            `sizes[c] + 2` numbers and stays there.
+
+    Raises:
+        BundleFormatError: a row is not a table.
+    """
+
+    offsets: NDArray[np.int32]
+    sizes: NDArray[np.int32]
+    cumulative: NDArray[np.uint32]
+
+    def __post_init__(self) -> None:
+        self.check()
+        for name, dtype in (("offsets", np.int32), ("sizes", np.int32), ("cumulative", np.uint32)):
+            own = np.array(getattr(self, name), dtype, order="C")
+            own.setflags(write=False)
+            object.__setattr__(self, name, own)
+
+    @property
+    def num_channels(self) -> int:
+        """Number of channels, those left out included."""
+        return len(self.sizes)
+
+    @cached_property
+    def left_out(self) -> NDArray[np.intp]:
+        """Channels without a table, rising."""
+        return np.flatnonzero(self.sizes == 0)
+
+    @cached_property
+    def cumulative24(self) -> NDArray[np.uint32]:
+        """Cumulative frequencies of the coder, uint32, shape of `cumulative`.
+
+        floor(k * (2^24 - n) / 2^16) + i for the i-th of n entries: what constriction makes of the float64
+        probabilities k / 65536, in whole numbers.
+        """
+        index = np.arange(self.cumulative.shape[1], dtype=np.uint64)[None]
+        num_entries = (self.sizes.astype(np.uint64) + np.uint64(1))[:, None]
+        room = np.uint64(1 << CODER_BITS) - num_entries
+        scaled = (self.cumulative.astype(np.uint64) * room) >> np.uint64(16)
+        precise = (scaled + np.minimum(index, num_entries)).astype(np.uint32)
+        precise.setflags(write=False)
+        return precise
+
+    @cached_property
+    def _limits(self) -> NDArray[np.uint32]:
+        """Number of plain entries (C, 1); for a channel left out, more than any symbol's entry."""
+        sizes: NDArray[np.uint32] = np.where(self.sizes == 0, MAX_UNSIGNED, self.sizes).astype(np.uint32)[
+            :, None
+        ]
+        return sizes
+
+    def frequencies(self, channel: int) -> NDArray[np.int64]:
+        """Frequencies of a channel, escape last, summing to 65,536; none for a channel left out."""
+        size = int(self.sizes[channel])
+        return np.diff(self.cumulative[channel, : size + 2 if size else 1].astype(np.int64))
+
+    def check(self) -> None:
+        """Raise BundleFormatError unless every row is a table."""
+        if self.offsets.ndim != 1 or self.offsets.shape != self.sizes.shape or self.cumulative.ndim != 2:
+            raise BundleFormatError("tables: arrays have the wrong number of axes")
+        channels, width = self.cumulative.shape
+        if channels != len(self.sizes) or width < 2:
+            raise BundleFormatError("tables: arrays do not fit each other")
+        if any(array.dtype.kind not in "iu" for array in (self.offsets, self.sizes, self.cumulative)):
+            raise BundleFormatError("tables: arrays hold other things than whole numbers")
+        offsets, sizes, rows = (a.astype(np.int64) for a in (self.offsets, self.sizes, self.cumulative))
+        if sizes.min(initial=0) < 0 or sizes.max(initial=0) > min(MAX_ENTRIES, width - 2):
+            raise BundleFormatError(f"tables: a size is below 0 or over {min(MAX_ENTRIES, width - 2)}")
+        kept = sizes > 0
+        is_within = (offsets >= -MAX_SYMBOL) & (offsets < MAX_SYMBOL) & (offsets + sizes <= MAX_SYMBOL + 1)
+        column = np.arange(width)[None]
+        is_rising = (np.diff(rows, axis=1) > 0) | (column[:, 1:] > sizes[:, None] + 1)
+        is_full = (rows == TOTAL) | (column <= sizes[:, None])
+        is_table = is_within & (rows[:, 0] == 0) & is_rising.all(axis=1) & is_full.all(axis=1)
+        if not is_table[kept].all():
+            raise BundleFormatError(f"tables: channel {int(np.argmin(is_table | ~kept))} is damaged")
+
+    def ideal_bits(self, symbols: NDArray[np.int32]) -> float:
+        """Code length of symbols (C, H, W) under the tables, escapes included, without a coder's overhead.
+
+        Raises:
+            TableMismatchError: the symbols do not belong to these tables.
+        """
+        entries, pieces = find_entries(symbols, self)
+        bits = float(PIECE_BITS * len(pieces))
+        for channel in np.flatnonzero(self.sizes):
+            lengths = -np.log2(self.frequencies(channel) / TOTAL)
+            bits += float(np.bincount(entries[channel], minlength=len(lengths)) @ lengths)
+        return bits
+
+
+def find_entries(symbols: NDArray[np.int32], tables: TableSet) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """What is coded for symbols int32 (C, H, W).
+
+    Returns:
+        Table entries int32 (C, H * W), and the pieces of all escape values in coded order, int32 (n,). Rows
+        of channels left out are without meaning.
+
+    Raises:
+        TableMismatchError: channel counts differ, a left-out channel is not zero, or a symbol is beyond
+            +-2^15.
+    """
+    if symbols.ndim != 3 or len(symbols) != tables.num_channels or symbols.dtype != np.int32:
+        raise TableMismatchError(
+            f"symbols {symbols.dtype} {symbols.shape} do not fit tables of {tables.num_channels} int32 channels"
+        )
+    flat = symbols.reshape(len(symbols), -1)
+    if len(tables.left_out) and flat[tables.left_out].any():
+        raise TableMismatchError("a channel that the tables leave out is not zero: mask it before coding")
+    # A symbol below the support becomes huge as unsigned, so one comparison finds both sides.
+    entries = (flat - tables.offsets[:, None]).view(np.uint32)
+    is_outside = entries >= tables._limits
+    if not is_outside.any():
+        return entries.view(np.int32), np.empty(0, np.int32)
+    channel = np.nonzero(is_outside)[0]
+    values = flat[is_outside].astype(np.int64)
+    if np.abs(values).max() > MAX_SYMBOL:
+        raise TableMismatchError(f"a symbol is beyond +-{MAX_SYMBOL}")
+    first = tables.offsets[channel].astype(np.int64)
+    behind = first + tables.sizes[channel]
+    folded = np.where(values >= behind, 2 * (values - behind), 2 * (first - 1 - values) + 1)
+    np.minimum(entries, tables._limits, out=entries)
+    return entries.view(np.int32), _pieces(folded)
+
+
+def _pieces(folded: NDArray[np.int64]) -> NDArray[np.int32]:
+    """Folded values as 4-bit pieces, one value after the other."""
+    rest = folded[:, None] >> _PIECE_SHIFTS
+    is_used = rest > 0
+    is_used[:, 0] = True
+    has_more = np.zeros_like(is_used)
+    has_more[:, :-1] = is_used[:, 1:]
+    pieces: NDArray[np.int32] = ((rest & 7) + 8 * has_more)[is_used].astype(np.int32)
+    return pieces
+
+
+def join_tables(offsets: Sequence[int], frequencies: Sequence[NDArray[np.int64]]) -> TableSet:
+    """Set from each channel's first symbol and frequencies, escape last; none for a channel left out.
+
+    Raises:
+        BundleFormatError: frequencies of a channel are not positive or do not sum to 65,536.
+    """
+    sizes = np.array([max(len(row) - 1, 0) for row in frequencies], np.int32)
+    cumulative = np.full((len(frequencies), int(sizes.max(initial=0)) + 2), TOTAL, np.int64)
+    cumulative[:, 0] = 0
+    for channel, row in enumerate(frequencies):
+        if len(row):
+            cumulative[channel, 1 : len(row) + 1] = np.cumsum(row)
+    if cumulative.min(initial=0) < 0 or cumulative.max(initial=0) > TOTAL:
+        raise BundleFormatError(f"tables: frequencies are negative or sum to over {TOTAL}")
+    return TableSet(np.array(offsets, np.int32), sizes, cumulative.astype(np.uint32))
+
+
+def fit_tables(
+    counts: NDArray[np.int64], first_symbol: int, left_out: NDArray[np.bool_] | None = None
+) -> TableSet:
+    """Tables from histograms; used once, at export.
+
+    A channel's counts are blended with a two-sided geometric distribution (a discretised Laplace, with a
+    decay of its own on either side), which fills gaps and tails and moves nothing that was seen often. Then
+    the support is trimmed and what remains is rounded to 65,536ths.
+
+    Only channels that were zero throughout should be left out, and are by default: one that is zero but for
+    one symbol in 100,000 costs 0.2 bits a frame, and leaving it out would save 5 microseconds and lose those
+    symbols.
+
+    Args:
+        counts: (C, S), how often symbol `first_symbol + i` occurred in column i. The first and the last
+            column are open: they count everything at and beyond them, which is coded with the escape. Pad
+                with zeros where
+            yours are exact.
+        first_symbol: of column 0.
+        left_out: (C,), True for channels without a table: their symbols must be forced to zero before coding.
+
+    Raises:
+        TableMismatchError: counts are negative, none, or too many lie in the open ends.
+    """
+    if counts.ndim != 2 or counts.shape[1] < 3 or counts.dtype.kind not in "iu" or counts.min(initial=0) < 0:
+        raise TableMismatchError("histograms must be whole, not negative, and have two open ends")
+    if left_out is None:
+        zero = np.arange(counts.shape[1]) == -first_symbol
+        left_out = ~counts[:, ~zero].any(axis=1)
+    offsets, rows = [], []
+    for channel, row in enumerate(counts):
+        if left_out[channel]:
+            offsets.append(0)
+            rows.append(np.empty(0, np.int64))
+            continue
+        total = int(row.sum())
+        if total == 0 or row[0] + row[-1] > MAX_OPEN_SHARE * total:
+            raise TableMismatchError(
+                f"channel {channel}: {row[0] + row[-1]} of {total} symbols are at or beyond the ends of the "
+                f"histogram, {first_symbol} and {first_symbol + len(row) - 1}: make it wider"
+            )
+        offset, frequencies = make_table(first_symbol + 1, _smooth(row.astype(np.float64)))
+        offsets.append(offset)
+        rows.append(frequencies)
+    return join_tables(offsets, rows)
+
+
+def make_table(first_symbol: int, probabilities: NDArray[np.float64]) -> tuple[int, NDArray[np.int64]]:
+    """First symbol and frequencies, escape last, from the probabilities of consecutive symbols.
+
+    Args:
+        probabilities: float64 (n,), of `first_symbol`, `first_symbol + 1` ...; what is missing to 1 is the
+            escape's.
+    """
+    kept = np.flatnonzero(probabilities >= MIN_SHARE)
+    low, high = (int(kept[0]), int(kept[-1])) if len(kept) else (int(probabilities.argmax()),) * 2
+    inside = probabilities[low : high + 1]
+    escape = max(1.0 - float(inside.sum()), 0.0)
+    return first_symbol + low, quantise_frequencies(np.append(inside, escape))
+
+
+def quantise_frequencies(probabilities: NDArray[np.float64], total: int = TOTAL) -> NDArray[np.int64]:
+    """Whole frequencies, each at least 1, that sum to `total` and code the probabilities at the least length.
+
+    A unit more for frequency k shortens the code by about p / (k + 1/2): rounding to the nearest balances
+    that up to a few units, which then go where they gain most or come from where they cost least. Equal
+    input, equal output.
+
+    Raises:
+        TableMismatchError: probabilities are negative, not finite, all zero, or more than `total`.
+    """
+    mass = float(probabilities.sum()) if len(probabilities) else 0.0
+    if not np.isfinite(mass) or mass <= 0 or probabilities.min() < 0 or len(probabilities) > total:
+        raise TableMismatchError(f"probabilities must be finite, not negative, and at most {total}")
+    frequencies = np.maximum(np.rint(probabilities * (total / mass)).astype(np.int64), 1)
+    while int(frequencies.sum()) < total:
+        frequencies[np.argmax(probabilities / (frequencies + 0.5))] += 1
+    while int(frequencies.sum()) > total:
+        loss = np.where(frequencies > 1, probabilities / (frequencies - 0.5), np.inf)
+        frequencies[np.argmin(loss)] -= 1
+    return frequencies
+
+
+def _smooth(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Probabilities of the inner columns of a histogram.
+
+    The weight of the smooth distribution is the one with which each symbol, taken out of the counts, would
+    have been predicted best by the others.
+    """
+    total, inner = float(counts.sum()), counts[1:-1]
+    prior = _two_sided_geometric(inner)
+    seen = inner > 0
+    scores = [
+        float(inner[seen] @ np.log((inner[seen] - 1 + weight * prior[seen]) / (total - 1 + weight)))
+        for weight in PRIOR_WEIGHTS
+    ]
+    weight = PRIOR_WEIGHTS[int(np.argmax(scores))]
+    smoothed: NDArray[np.float64] = (inner + weight * prior) / (total + weight)
+    return smoothed
+
+
+def _two_sided_geometric(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Most likely two-sided geometric distribution around the median; the rest to 1 is outside."""
+    cumulative = np.cumsum(counts)
+    centre = int(np.searchsorted(cumulative, cumulative[-1] / 2))
+    distance = np.arange(len(counts)) - centre
+    density = np.where(distance == 0, counts[centre] + 1.0, 0.0)
+    for side in (-1, 1):
+        steps = side * distance
+        is_side = steps > 0
+        # One symbol more, at distance 1, so that a side without any still has a tail.
+        number = float(counts[is_side].sum()) + 1.0
+        mean = (float(counts[is_side] @ steps[is_side]) + 1.0) / number
+        decay = 1.0 - 1.0 / (mean + 0.05)
+        density[is_side] = number * (1.0 - decay) * decay ** (steps[is_side] - 1)
+    # Far from a narrow peak the powers underflow, but nothing is impossible.
+    result: NDArray[np.float64] = np.maximum(density / (float(counts.sum()) + 3.0), 1e-12)
+    return result
+
+
+def pack_tables(tables: Mapping[tuple[int, int], TableSet]) -> dict[str, NDArray[np.generic]]:
+    """Arrays of many sets by (depth, level16), for an npz, which `unpack_tables` turns back.
+
+    points uint8 (T, 2), offsets int16 (T, C), sizes uint16 (T, C), and the frequencies uint16 of all tables
+    one after the other.
+
+    Raises:
+        BundleFormatError: there are none, or they differ in their number of channels.
+    """
+    points = sorted(tables)
+    if len({tables[point].num_channels for point in points}) != 1:
+        raise BundleFormatError("tables: there are none, or they differ in their number of channels")
+    rows = [
+        table.frequencies(c) for table in map(tables.__getitem__, points) for c in range(table.num_channels)
+    ]
+    columns = {
+        "points": np.array(points),
+        "offsets": np.stack([tables[point].offsets for point in points]),
+        "sizes": np.stack([tables[point].sizes for point in points]),
+        "frequencies": np.concatenate([*rows, np.empty(0, np.int64)]),
+    }
+    return {name: columns[name].astype(dtype) for name, dtype in _ARRAYS.items()}
+
+
+def unpack_tables(arrays: Mapping[str, NDArray[np.generic]]) -> dict[tuple[int, int], TableSet]:
+    """Sets by (depth, level16) from the arrays of `pack_tables`.
+
+    Raises:
+        BundleFormatError: anything is missing, unknown, out of range or does not add up.
+    """
+    if set(arrays) != set(_ARRAYS) or any(arrays[name].dtype != dtype for name, dtype in _ARRAYS.items()):
+        raise BundleFormatError(f"tables: not exactly the arrays {', '.join(_ARRAYS)} with their types")
+    points, offsets, sizes, frequencies = (arrays[name].astype(np.int64) for name in _ARRAYS)
+    if points.ndim != 2 or points.shape[1] != 2 or offsets.ndim != 2 or frequencies.ndim != 1:
+        raise BundleFormatError("tables: arrays have the wrong number of axes")
+    if (
+        offsets.shape != sizes.shape
+        or len(offsets) != len(points)
+        or sizes.size * (sizes.max(initial=0) + 2) > MAX_CELLS
+    ):
+        raise BundleFormatError("tables: arrays do not fit each other, or are too large")
+    lengths = sizes + (sizes > 0)
+    if int(lengths.sum()) != len(frequencies):
+        raise BundleFormatError("tables: number of frequencies does not fit the sizes")
+    rows = np.split(frequencies, np.cumsum(lengths.ravel())[:-1]) if lengths.size else []
+    channels = sizes.shape[1]
+    sets = {
+        (depth, level16): join_tables(offsets[t].tolist(), rows[t * channels : (t + 1) * channels])
+        for t, (depth, level16) in enumerate(points.tolist())
+    }
+    if len(sets) != len(points):
+        raise BundleFormatError("tables: an operating point occurs twice")
+    return sets

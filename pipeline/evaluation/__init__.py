@@ -1,0 +1,1 @@
+"""Measuring rate and accuracy."""

@@ -1,0 +1,92 @@
+"""`rac eval`: rate and accuracy of a bundle for every depth and level, beside picture codecs when asked."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.bundle import Bundle, load_bundle
+from pipeline.codec.cache import prepare_graphs
+from pipeline.decoding import BatchDecoder
+from pipeline.encoder import Encoder, OperatingPoint
+from pipeline.evaluation.accuracy import RatePoint, classify_reference, measure_bundle
+from pipeline.evaluation.baselines import measure_picture_codec, picture_codecs
+from pipeline.evaluation.pictures import load_labelled_views
+from pipeline.evaluation.report import as_json, as_markdown, plot
+from pipeline.inference import cache_root, choose_engine, open_engine, read_vectors
+
+
+def whole_levels(bundle: Bundle) -> list[OperatingPoint]:
+    """Every depth at every whole level."""
+    return [
+        OperatingPoint(depth, level16)
+        for depth in bundle.manifest.depths
+        for level16 in bundle.manifest.levels16
+        if level16 % 16 == 0
+    ]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Entry of the sub-command; returns the exit code.
+
+    Args:
+        args: bundle, data, labels, limit, baselines, engine, precision, markdown, plot, json.
+    """
+    bundle = load_bundle(args.bundle)
+    pictures = load_labelled_views(Path(args.data), Path(args.labels) if args.labels else None, args.limit)
+    name, threads = choose_engine(args.engine), os.cpu_count() or 1
+    graphs = prepare_graphs(bundle, cache_root(), Path(args.classifier_weights) if args.classifier_weights else None)
+    engine = open_engine(graphs, name, threads, args.precision)
+    reference = classify_reference(engine, pictures.views)
+    reference_top1 = float((reference == pictures.labels).mean())
+    print(
+        f"{bundle.manifest.name} {bundle.short_id} on {len(pictures.views)} pictures ({pictures.unreadable} unreadable), "
+        f"engine {name} {args.precision}, uncompressed top-1 {reference_top1:.3f}",
+        file=sys.stderr,
+    )
+    points = measure_bundle(
+        bundle,
+        Encoder(bundle, threads),
+        BatchDecoder(bundle, engine, read_vectors(graphs)),
+        pictures.views,
+        reference,
+        pictures.labels,
+        whole_levels(bundle),
+        _print_point,
+    )
+    if args.baselines:
+        for codec in picture_codecs():
+            for quality in codec.qualities:
+                points.append(
+                    measure_picture_codec(codec, quality, engine, pictures.views, reference, pictures.labels)
+                )
+                _print_point(points[-1])
+    _write(args, points, pictures.views, reference_top1)
+    return 0
+
+
+def _print_point(point: RatePoint) -> None:
+    depth = "" if point.depth is None else f" depth {point.depth}"
+    top1 = "" if point.top1 is None else f"  top-1 {point.top1:.3f}"
+    print(
+        f"{point.codec}{depth} rate {point.rate:g}: {point.bpp:.3f} bpp{top1}  agreement {point.agreement:.3f}",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _write(
+    args: argparse.Namespace, points: list[RatePoint], views: NDArray[np.uint8], reference_top1: float
+) -> None:
+    table = as_markdown(points, reference_top1)
+    if args.markdown:
+        Path(args.markdown).write_text(table, encoding="utf-8")
+    if args.plot:
+        plot(points, Path(args.plot), f"{len(views)} pictures, EfficientNet-Lite0, top-1 {reference_top1:.3f} uncompressed")
+    print(json.dumps(as_json(points, len(views), reference_top1)) if args.json else table)

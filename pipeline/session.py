@@ -1,0 +1,470 @@
+"""The node's side of a session: a state machine without I/O.
+
+          start                WELCOME
+    IDLE ------> CONNECTING -----------> UP
+                  |    ^                  |
+                  |    | tick, when due   |    anything that ends the session: silence, REJECT, BYE, REDIRECT,
+                  v    |                  v    a malformed message, a broken link
+                   DOWN <-----------------+    (from CONNECTING also: no WELCOME in time)
+
+    stop leads from every state to CLOSED, which is the end.
+
+Two rules make loss easy to reason about. Each attempt gets a fresh socket, so nothing of an older session can
+arrive in a newer one. And credit belongs to the session: it starts with WELCOME's and ends with the session.
+
+The owner performs the actions in their order. A HELLO or PING that the socket does not take is simply dropped
+(they are repeated); a FRAME that it does not take means that the link is broken: `link_failed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, StrEnum
+
+from pipeline.errors import LocalSessionError, WireError
+from pipeline.heartbeat import Heartbeat
+from pipeline.wire import (
+    MAX_CREDIT_FRAMES,
+    MAX_MESSAGE_BYTES,
+    BundleChunk,
+    Bye,
+    Credit,
+    FrameMessage,
+    Hello,
+    Message,
+    Ping,
+    Pong,
+    Redirect,
+    Reject,
+    RejectCode,
+    Result,
+    Welcome,
+)
+from pipeline.wire_fields import clean_text
+
+NS_PER_MS = 1_000_000
+NS_PER_S = 1_000_000_000
+
+# HELLO is repeated because a socket that is not connected yet takes no message; ten tries are five seconds.
+HELLO_RETRY_NS = NS_PER_S // 2
+HELLO_TIMEOUT_NS = 5 * NS_PER_S
+# Full jitter: a uniform draw up to a ceiling that doubles, so that a fleet does not come back in step.
+BACKOFF_FIRST_NS = NS_PER_S // 2
+BACKOFF_LAST_NS = 30 * NS_PER_S
+# A session this old, or one that brought a RESULT, shows that the endpoint works: the back-off starts anew.
+STABLE_SESSION_NS = 10 * NS_PER_S
+# Two clouds that point at each other would keep a node busy for good.
+MAX_REDIRECTS = 3
+
+# Refusals that asking again soon cannot change.
+_LASTING_REFUSALS = frozenset(
+    {
+        RejectCode.BAD_VERSION,
+        RejectCode.UNKNOWN_BUNDLE,
+        RejectCode.MALFORMED,
+        RejectCode.FULL,
+        RejectCode.NOT_AUTHORISED,
+        RejectCode.LIMITS,
+    }
+)
+
+
+class NodeState(Enum):
+    """See the drawing above."""
+
+    IDLE = "idle"
+    CONNECTING = "connecting"
+    UP = "up"
+    DOWN = "down"
+    CLOSED = "closed"
+
+
+class LossReason(StrEnum):
+    """Why an attempt or a session ended; the words of the reconnect metric."""
+
+    REFUSED = "refused"
+    NO_ANSWER = "no_answer"
+    HEARTBEAT = "heartbeat"
+    CLOSED = "closed"
+    AUTH = "auth"
+    PROTOCOL = "protocol"
+    REDIRECTED = "redirected"
+
+
+@dataclass(frozen=True, slots=True)
+class OpenLink:
+    """Open a fresh socket to this endpoint; `index` is its place in the list, or of what redirected to it."""
+
+    endpoint: str
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class CloseLink:
+    """Close the socket; with `is_orderly` give what was just sent (BYE) a moment to leave."""
+
+    is_orderly: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Give the message to the socket, without blocking."""
+
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The session is up."""
+
+    welcome: Welcome
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The attempt or session ended: close the ledger's sent entries as lost in the link.
+
+    Attributes:
+        code: the cloud's code where it refused.
+        was_up: a session ended, not only an attempt.
+    """
+
+    reason: LossReason
+    text: str
+    code: RejectCode | None
+    was_up: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Nothing happens before `until_ns`; then `tick` opens the next link."""
+
+    until_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class CreditChanged:
+    """The node may now send so many frames."""
+
+    credit: int
+
+
+@dataclass(frozen=True, slots=True)
+class ResultArrived:
+    """A RESULT for `camera`, the name behind its number."""
+
+    camera: str
+    result: Result
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkArrived:
+    """A piece of a bundle that was asked for."""
+
+    chunk: BundleChunk
+
+
+Action = OpenLink | CloseLink | Send | Opened | Lost | Backoff | CreditChanged | ResultArrived | ChunkArrived
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSettings:
+    """What the session machine needs to know.
+
+    Attributes:
+        hello: sent as it is on every attempt.
+        endpoints: in order of preference; at least one.
+    """
+
+    hello: Hello
+    endpoints: tuple[str, ...]
+    hello_retry_ns: int = HELLO_RETRY_NS
+    hello_timeout_ns: int = HELLO_TIMEOUT_NS
+    backoff_first_ns: int = BACKOFF_FIRST_NS
+    backoff_last_ns: int = BACKOFF_LAST_NS
+
+
+class NodeSession:
+    """The node's session with whichever of its endpoints answers.
+
+    Args:
+        random: uniform in [0, 1), for the back-off.
+    """
+
+    def __init__(self, settings: NodeSettings, random: Callable[[], float]) -> None:
+        if not settings.endpoints:
+            raise LocalSessionError("a node session needs at least one endpoint")
+        self._settings = settings
+        self._random = random
+        self._camera_names = {entry.number: entry.name for entry in settings.hello.cameras}
+        self._state = NodeState.IDLE
+        self._index = 0
+        self._redirect: str | None = None
+        self._num_redirects = 0
+        self._num_failures = 0
+        self._credit = 0
+        self._welcome: Welcome | None = None
+        self._heartbeat: Heartbeat | None = None
+        self._opened_ns = 0
+        self._has_result = False
+        self._round_trip_ns: int | None = None
+        # DOWN: when to try again. CONNECTING: when to give up, and when to repeat HELLO.
+        self._retry_ns = 0
+        self._give_up_ns = 0
+        self._next_hello_ns = 0
+
+    def __repr__(self) -> str:
+        return f"<NodeSession {self._state.value}, endpoint {self._index}, credit {self._credit}>"
+
+    @property
+    def state(self) -> NodeState:
+        return self._state
+
+    @property
+    def is_up(self) -> bool:
+        return self._state is NodeState.UP
+
+    @property
+    def can_send(self) -> bool:
+        """Whether a frame may be sent now; without it, do not even encode."""
+        return self.is_up and self._credit > 0
+
+    @property
+    def credit(self) -> int:
+        """Frames that may be sent now; 0 unless up."""
+        return self._credit
+
+    @property
+    def welcome(self) -> Welcome | None:
+        """The cloud's terms; None unless up."""
+        return self._welcome
+
+    @property
+    def max_message_bytes(self) -> int:
+        """Largest message that both sides take."""
+        return min(MAX_MESSAGE_BYTES, self._welcome.max_message_bytes if self._welcome else MAX_MESSAGE_BYTES)
+
+    @property
+    def endpoint_index(self) -> int:
+        return self._index
+
+    @property
+    def round_trip_ns(self) -> int | None:
+        """Smallest recent round trip of the newest session; None before its first PONG."""
+        return self._heartbeat.round_trip_ns if self._heartbeat else self._round_trip_ns
+
+    def start(self, now_ns: int) -> list[Action]:
+        """Leave IDLE for the first attempt.
+
+        Raises:
+            LocalSessionError: started before.
+        """
+        if self._state is not NodeState.IDLE:
+            raise LocalSessionError(f"session was started before: it is {self._state.value}")
+        return self._connect(now_ns)
+
+    def receive(self, message: Message, now_ns: int) -> list[Action]:
+        """Take one message of the cloud; without a link there is nothing to take one from, and no action."""
+        if self._state is NodeState.CONNECTING:
+            return self._receive_connecting(message, now_ns)
+        if self._state is NodeState.UP:
+            return self._receive_up(message, now_ns)
+        return []
+
+    def malformed(self, error: WireError, now_ns: int) -> list[Action]:
+        """The cloud sent bytes that `wire.parse` refused: it costs the session."""
+        return self._lose(LossReason.PROTOCOL, str(error), now_ns)
+
+    def link_failed(self, reason: LossReason, text: str, now_ns: int) -> list[Action]:
+        """The owner found the link broken: disconnected, handshake refused (AUTH), a FRAME not taken."""
+        return self._lose(reason, text, now_ns)
+
+    def send_frame(self, frame: FrameMessage, now_ns: int) -> list[Action]:
+        """Spend one credit on a frame.
+
+        Raises:
+            LocalSessionError: not up, or no credit: ask `can_send` first.
+        """
+        if not self.can_send:
+            raise LocalSessionError(f"frame without session or credit: {self!r}")
+        if frame.camera not in self._camera_names:
+            raise LocalSessionError(f"camera {frame.camera} is not in HELLO")
+        self._credit -= 1
+        return [Send(frame), CreditChanged(self._credit)]
+
+    def tick(self, now_ns: int) -> list[Action]:
+        """Do what is due. Receive everything that waits first: silence is judged by what was received."""
+        if self._state is NodeState.DOWN and now_ns >= self._retry_ns:
+            return self._connect(now_ns)
+        if self._state is NodeState.CONNECTING:
+            if now_ns >= self._give_up_ns:
+                return self._lose(LossReason.NO_ANSWER, "no answer to HELLO", now_ns)
+            if now_ns >= self._next_hello_ns:
+                self._next_hello_ns = now_ns + self._settings.hello_retry_ns
+                return [Send(self._settings.hello)]
+        if self._heartbeat is not None:
+            if self._heartbeat.is_lost(now_ns):
+                return self._lose(LossReason.HEARTBEAT, "cloud is silent", now_ns)
+            ping = self._heartbeat.due_ping(now_ns)
+            return [] if ping is None else [Send(ping)]
+        return []
+
+    def next_deadline_ns(self) -> int | None:
+        """When `tick` has something to do at the earliest; None in IDLE and CLOSED."""
+        if self._state is NodeState.DOWN:
+            return self._retry_ns
+        if self._state is NodeState.CONNECTING:
+            return min(self._give_up_ns, self._next_hello_ns)
+        return None if self._heartbeat is None else self._heartbeat.next_deadline_ns()
+
+    def stop(self, reason: str) -> list[Action]:
+        """End for good, with a BYE where there is somebody to tell. A second call does nothing."""
+        state, self._state = self._state, NodeState.CLOSED
+        self._drop_session()
+        if state in (NodeState.CONNECTING, NodeState.UP):
+            return [Send(Bye(clean_text(reason))), CloseLink(is_orderly=True)]
+        return []
+
+    def _connect(self, now_ns: int) -> list[Action]:
+        self._state = NodeState.CONNECTING
+        self._give_up_ns = now_ns + self._settings.hello_timeout_ns
+        self._next_hello_ns = now_ns + self._settings.hello_retry_ns
+        endpoint = self._redirect or self._settings.endpoints[self._index]
+        return [OpenLink(endpoint, self._index), Send(self._settings.hello)]
+
+    def _receive_connecting(self, message: Message, now_ns: int) -> list[Action]:
+        match message:
+            case Welcome():
+                return self._open(message, now_ns)
+            case Reject() | Redirect() | Bye():
+                return self._receive_end(message, now_ns)
+            case _:
+                return self._lose(LossReason.PROTOCOL, f"{type(message).__name__} before WELCOME", now_ns)
+
+    def _open(self, welcome: Welcome, now_ns: int) -> list[Action]:
+        if welcome.bundle_id not in self._settings.hello.bundle_ids:
+            return self._lose(LossReason.PROTOCOL, "WELCOME names a bundle that was not offered", now_ns)
+        self._state = NodeState.UP
+        self._welcome = welcome
+        self._credit = welcome.credit
+        self._opened_ns = now_ns
+        self._has_result = False
+        self._heartbeat = Heartbeat(
+            welcome.heartbeat_ms * NS_PER_MS, welcome.peer_timeout_ms * NS_PER_MS, now_ns
+        )
+        return [Opened(welcome), CreditChanged(self._credit)]
+
+    def _receive_up(self, message: Message, now_ns: int) -> list[Action]:
+        assert self._heartbeat is not None
+        assert self._welcome is not None
+        self._heartbeat.hear(now_ns)
+        match message:
+            case Result():
+                return self._take_result(message, now_ns)
+            case Credit():
+                return self._take_credit(message.frames, now_ns)
+            case Ping():
+                return [Send(Pong(message.token, message.sent_ns))]
+            case Pong():
+                self._heartbeat.take_pong(message, now_ns)
+                return []
+            case BundleChunk():
+                return [ChunkArrived(message)]
+            # The answer to a repeated HELLO; its credit is the one we started with.
+            case Welcome() if message.session_id == self._welcome.session_id:
+                return []
+            case Reject() | Redirect() | Bye():
+                return self._receive_end(message, now_ns)
+            case _:
+                return self._lose(LossReason.PROTOCOL, f"unexpected {type(message).__name__}", now_ns)
+
+    def _receive_end(self, message: Reject | Redirect | Bye, now_ns: int) -> list[Action]:
+        match message:
+            case Reject(code=RejectCode.NOT_AUTHORISED as code):
+                return self._lose(LossReason.AUTH, message.text or code.value, now_ns, code)
+            case Reject(code=code):
+                return self._lose(LossReason.REFUSED, message.text or code.value, now_ns, code)
+            case Bye():
+                return self._lose(LossReason.CLOSED, message.reason or "cloud said goodbye", now_ns)
+            case Redirect():
+                self._num_redirects += 1
+                if self._num_redirects > MAX_REDIRECTS:
+                    return self._lose(LossReason.PROTOCOL, "redirected in circles", now_ns)
+                return self._lose(
+                    LossReason.REDIRECTED, message.text or message.endpoint, now_ns, redirect=message.endpoint
+                )
+
+    def _take_result(self, result: Result, now_ns: int) -> list[Action]:
+        camera = self._camera_names.get(result.camera)
+        if camera is None:
+            return self._lose(LossReason.PROTOCOL, f"RESULT for unknown camera {result.camera}", now_ns)
+        self._has_result = True
+        self._num_redirects = 0
+        arrived: list[Action] = [ResultArrived(camera, result)]
+        return arrived + (self._take_credit(result.credit, now_ns) if result.credit else [])
+
+    def _take_credit(self, frames: int, now_ns: int) -> list[Action]:
+        if self._credit + frames > MAX_CREDIT_FRAMES:
+            return self._lose(LossReason.PROTOCOL, f"credit beyond {MAX_CREDIT_FRAMES} frames", now_ns)
+        self._credit += frames
+        return [CreditChanged(self._credit)]
+
+    def _lose(
+        self,
+        reason: LossReason,
+        text: str,
+        now_ns: int,
+        code: RejectCode | None = None,
+        redirect: str | None = None,
+    ) -> list[Action]:
+        """End the attempt or session, choose the next endpoint and when to try it."""
+        if self._state not in (NodeState.CONNECTING, NodeState.UP):
+            return []
+        was_up = self.is_up
+        if was_up and (self._has_result or now_ns - self._opened_ns >= STABLE_SESSION_NS):
+            self._num_failures = 0
+        self._state = NodeState.DOWN
+        self._drop_session()
+        is_lasting = reason is LossReason.AUTH or code in _LASTING_REFUSALS
+        self._retry_ns = now_ns + self._choose_next(is_lasting, redirect)
+        # A BYE only where the cloud may still hold the session: it did not end it, and it is not silent.
+        tells = was_up and reason in (LossReason.PROTOCOL, LossReason.REDIRECTED)
+        actions: list[Action] = [Send(Bye(reason.value))] if tells else []
+        return [
+            *actions,
+            Lost(reason, text, code, was_up),
+            CloseLink(is_orderly=tells),
+            *([CreditChanged(0)] if was_up else []),
+            Backoff(self._retry_ns),
+        ]
+
+    def _choose_next(self, is_lasting: bool, redirect: str | None) -> int:
+        """Set the next endpoint; return how long to wait for it.
+
+        Each endpoint in turn, then the first again. The ceiling doubles once all have failed, so that the
+        second is tried soon. A lasting refusal is waited out, but only once no other endpoint is left to try.
+        """
+        settings = self._settings
+        num_endpoints = len(settings.endpoints)
+        rounds = min(self._num_failures // num_endpoints, 32)
+        ceiling_ns = min(settings.backoff_last_ns, settings.backoff_first_ns << rounds)
+        if redirect is not None:
+            self._redirect = redirect
+            return int(self._random() * ceiling_ns)
+        self._num_failures += 1
+        if self._redirect is not None:
+            # Where it was sent to has failed: back to the list.
+            self._redirect, self._index, self._num_redirects = None, 0, 0
+        else:
+            self._index = (self._index + 1) % num_endpoints
+        if is_lasting and self._index == 0:
+            return int((0.5 + 0.5 * self._random()) * settings.backoff_last_ns)
+        return int(self._random() * ceiling_ns)
+
+    def _drop_session(self) -> None:
+        if self._heartbeat is not None:
+            self._round_trip_ns = self._heartbeat.round_trip_ns
+        self._heartbeat = None
+        self._welcome = None
+        self._credit = 0

@@ -1,0 +1,78 @@
+"""`rac train RECIPE`: build the parts, train, show progress."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.codec.classifier import load_classifier
+from pipeline.training.datasets import CropSampler, load_pictures
+from pipeline.training.loop import NestedTraining, now_s, resume, run_training
+from pipeline.training.recipes import Recipe, load_recipe
+from pipeline.training.teacher import Engine, OpenVinoEngine, Teacher, TorchEngine, normalise
+
+TEACHER_SAMPLE = 256
+
+
+def build_training(recipe: Recipe, device: str, threads: int) -> NestedTraining:
+    """Read pictures and classifier and join them to a run that has not begun."""
+    pictures = load_pictures(recipe.data.folders)
+    classifier = load_classifier(recipe.classifier)
+    engine: Engine
+    if device == "cpu":
+        engine = OpenVinoEngine(classifier, recipe.cut, threads)
+    else:
+        engine = TorchEngine(classifier.to(device), recipe.cut)
+    sample = CropSampler(pictures.training, recipe.data, recipe.seed).batch(recipe.crops[0].size_px, TEACHER_SAMPLE)
+    teacher = Teacher(engine, normalise(sample, torch.device(device)))
+    classifier = classifier.to(memory_format=torch.channels_last)
+    return NestedTraining(recipe, classifier, teacher, pictures, device)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Entry of the sub-command; returns the exit code.
+
+    Args:
+        args: recipe, out, minutes, resume, device, threads, json.
+    """
+    recipe = load_recipe(Path(args.recipe))
+    if args.minutes is not None:
+        recipe = recipe.model_copy(update={"minutes": args.minutes})
+    folder = Path(args.out or f"runs/{recipe.name}")
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(args.threads or os.cpu_count() or 1)
+    training = build_training(recipe, args.device, torch.get_num_threads())
+    pictures = training.pictures
+    print(
+        f"{recipe.name}: {len(pictures.training)} pictures, {len(pictures.held_out)} held out, "
+        f"{pictures.unreadable} unreadable; {recipe.minutes:g} minutes into {folder}",
+        file=sys.stderr,
+    )
+    if args.resume and resume(training, folder):
+        print(f"resumed at step {training.step}, {training.progress:.0%} done", file=sys.stderr)
+    stop_asked: list[bool] = []
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, lambda *_: stop_asked.append(True))
+    show = _print_json if args.json else _print_line
+    run_training(training, folder, show, lambda: bool(stop_asked), now_s)
+    return 0
+
+
+def _print_json(line: dict[str, Any]) -> None:
+    print(json.dumps(line), flush=True)
+
+
+def _print_line(line: dict[str, Any]) -> None:
+    if "validation" in line:
+        for point in line["validation"]:
+            print("  ".join(f"{name} {value:.3f}" for name, value in point.items()), flush=True)
+        return
+    numbers = "  ".join(f"{name} {value:.3f}" for name, value in line.items() if isinstance(value, float))
+    print(f"step {line['step']}  {numbers}", flush=True)

@@ -1,0 +1,163 @@
+"""Recipes: what to train, on what, for how long. YAML in, one frozen value out."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import ConfigError
+
+
+class RecipePart(BaseModel):
+    """Unknown keys are errors; values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class NetworkRecipe(RecipePart):
+    """Sizes of the nested codec; the words of `pipeline.codec.nested.NestedShape`."""
+
+    depths: tuple[int, ...] = (0, 1, 2, 4, 8)
+    channels: int = Field(64, ge=8)
+    expansion: int = Field(3, ge=1)
+    kernel: Literal[3, 5, 7] = 5
+    latent_channels: int = Field(48, ge=1)
+    decoder_channels: int = Field(96, ge=8)
+    decoder_blocks: int = Field(4, ge=0)
+    decoder_expansion: int = Field(2, ge=1)
+    decoder_kernel: Literal[3, 5, 7] = 5
+
+    @model_validator(mode="after")
+    def _check_depths(self) -> NetworkRecipe:
+        if self.depths[:1] != (0,) or list(self.depths) != sorted(set(self.depths)):
+            raise ValueError("depths must rise and start with 0")
+        return self
+
+
+class RateRecipe(RecipePart):
+    """Rate levels, each with the bits per pixel that its deepest exit shall take.
+
+    The weight of the rate follows: it rises while a level is above its target and falls while below, so that one run
+    lands on the wanted points instead of a sweep.
+    """
+
+    target_bpp: tuple[float, ...] = (0.10, 0.17, 0.28, 0.45, 0.75)
+    initial_lmbda: tuple[float, ...] = (4.0, 2.4, 1.4, 0.8, 0.45)
+    adaptation: float = Field(0.003, ge=0, description="change of ln(lambda) a step for a rate off by a factor e")
+    start_share: float = Field(0.03, ge=0, description="share of lambda during the warm-up")
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> RateRecipe:
+        if len(self.target_bpp) < 2 or len(self.target_bpp) != len(self.initial_lmbda):
+            raise ValueError("target_bpp and initial_lmbda need the same number of levels, at least 2")
+        if list(self.target_bpp) != sorted(self.target_bpp):
+            raise ValueError("target_bpp must rise")
+        return self
+
+
+class LossRecipe(RecipePart):
+    """Weights of the distortion terms. Features are standardised, so each term starts near 1."""
+
+    cut: float = 1.0
+    stages: tuple[float, float, float] = (0.3, 0.5, 0.5)
+    pooled: float = 0.5
+    kl: float = 1.0
+    warmup_share: float = Field(0.06, ge=0, le=1, description="of the run, with the cut's features alone")
+    ramp_share: float = Field(0.08, gt=0, le=1, description="of the run, in which the rest comes in")
+
+
+class CropRecipe(RecipePart):
+    """Training crops of one part of the run."""
+
+    until: float = Field(gt=0, le=1, description="share of the run at which this part ends")
+    size_px: int = Field(ge=32, multiple_of=32)
+    batch: int = Field(32, ge=2)
+
+
+class DataRecipe(RecipePart):
+    """Pictures and how they are varied."""
+
+    folders: tuple[str, ...]
+    min_area: float = Field(0.3, gt=0, le=1, description="smallest share of a picture that a crop covers")
+    brightness: float = Field(0.2, ge=0, lt=1)
+    contrast: float = Field(0.2, ge=0, lt=1)
+
+
+class OptimiserRecipe(RecipePart):
+    """AdamW with a cosine that ends at `final_share` of the learning rate."""
+
+    learning_rate: float = Field(2e-3, gt=0)
+    final_share: float = Field(0.01, ge=0, le=1)
+    warmup_steps: int = Field(200, ge=0)
+    operating_lr_factor: float = Field(5.0, gt=0, description="learning rate of gains and prior over the networks'")
+    weight_decay: float = Field(0.01, ge=0)
+    clip_norm: float = Field(1.0, gt=0)
+    ema_decay: float = Field(0.999, ge=0, lt=1)
+
+
+class Recipe(RecipePart):
+    """One training run."""
+
+    name: str
+    family: Literal["nested"] = "nested"
+    classifier: Literal["efficientnet_lite0"] = "efficientnet_lite0"
+    cut: Literal["stride8"] = "stride8"
+    seed: int = 1
+    minutes: float = Field(60, gt=0, description="length of the whole run; the schedule is fitted to it")
+    deepest_share: float = Field(0.35, ge=0, le=1, description="of the frames that take the deepest exit")
+    network: NetworkRecipe = NetworkRecipe()
+    rates: RateRecipe = RateRecipe()
+    loss: LossRecipe = LossRecipe()
+    crops: tuple[CropRecipe, ...] = (CropRecipe(until=1.0, size_px=160, batch=32),)
+    data: DataRecipe
+    optimiser: OptimiserRecipe = OptimiserRecipe()
+    checkpoint_minutes: float = Field(2, gt=0)
+    validate_minutes: float = Field(10, gt=0)
+
+    @model_validator(mode="after")
+    def _check_crops(self) -> Recipe:
+        ends = [crop.until for crop in self.crops]
+        if ends != sorted(ends) or ends[-1] != 1.0:
+            raise ValueError("crops must end in rising shares, the last one at 1.0")
+        return self
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read and check a recipe.
+
+    Raises:
+        ConfigError: unreadable file, unknown key (with the nearest right one) or bad value.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(path, "", f"cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(path, "", f"is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(path, "", "must hold keys and values")
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        problem = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            problem = _unknown_key(first["loc"])
+        raise ConfigError(path, key, problem) from error
+
+
+def _unknown_key(location: tuple[Any, ...]) -> str:
+    """Name the nearest right key at the place of an unknown one."""
+    model: type[BaseModel] | None = Recipe
+    for part in location[:-1]:
+        field = model.model_fields.get(str(part)) if model is not None else None
+        annotation = field.annotation if field is not None else None
+        model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    names = list(model.model_fields) if model is not None else list(CropRecipe.model_fields)
+    nearest = difflib.get_close_matches(str(location[-1]), names, n=1, cutoff=0.4)
+    return f"unknown key; did you mean {nearest[0]}?" if nearest else f"unknown key; known are {', '.join(names)}"

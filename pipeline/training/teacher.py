@@ -1,0 +1,90 @@
+"""The uncompressed classifier as the source of training targets; never trained, always in evaluation mode."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.codec.lite0 import Lite0
+from pipeline.training.losses import Targets
+
+INPUT_MEAN = 127.0
+INPUT_SCALE = 128.0
+
+
+def normalise(crops: NDArray[np.uint8], device: torch.device) -> Tensor:
+    """uint8 (B, H, W, 3) RGB to float (B, 3, H, W), (x - 127) / 128, channels last in memory."""
+    pixels = torch.from_numpy(crops).to(device).permute(0, 3, 1, 2).to(torch.float32)
+    return ((pixels - INPUT_MEAN) / INPUT_SCALE).contiguous(memory_format=torch.channels_last)
+
+
+class Engine(Protocol):
+    """Runs the whole classifier: normalised pictures to (features at the cut, stages with logits last)."""
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, list[Tensor]]: ...
+
+
+class TorchEngine:
+    """For GPUs, and where OpenVINO is not installed."""
+
+    def __init__(self, classifier: Lite0, cut: str) -> None:
+        self._classifier, self._cut = classifier, cut
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        features = self._classifier.features(x, self._cut)
+        return features, self._classifier.stages(features, self._cut)
+
+
+class OpenVinoEngine:
+    """On CPUs: many times faster than torch for this network's depthwise convolutions. One graph a crop size."""
+
+    def __init__(self, classifier: Lite0, cut: str, threads: int) -> None:
+        self._module = _WithStages(classifier, cut).eval()
+        self._threads = threads
+        self._compiled: dict[tuple[int, ...], object] = {}
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        shape = tuple(x.shape)
+        if shape not in self._compiled:
+            self._compiled[shape] = self._compile(shape)
+        outputs = self._compiled[shape](x.contiguous().numpy())  # type: ignore[operator]
+        tensors = [torch.from_numpy(np.array(outputs[index])) for index in range(len(outputs))]
+        return tensors[0], tensors[1:]
+
+    def _compile(self, shape: tuple[int, ...]) -> object:
+        import openvino
+
+        model = openvino.convert_model(self._module, example_input=torch.zeros(shape), input=[list(shape)])
+        return openvino.compile_model(model, "CPU", {"INFERENCE_NUM_THREADS": self._threads})
+
+
+class _WithStages(torch.nn.Module):
+    def __init__(self, classifier: Lite0, cut: str) -> None:
+        super().__init__()
+        self.classifier, self.cut = classifier, cut
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        features = self.classifier.features(x, self.cut)
+        return (features, *self.classifier.stages(features, self.cut))
+
+
+class Teacher:
+    """Gives the targets of a batch, standardised by statistics of some training crops."""
+
+    def __init__(self, engine: Engine, sample: Tensor) -> None:
+        self._engine = engine
+        features, stages = engine(sample)
+        self.feature_mean = features.mean(dim=(0, 2, 3))
+        self.feature_std = features.std(dim=(0, 2, 3)).clamp_min(1e-3)
+        self._variances = [float(stage.var()) for stage in stages[:-1]]
+
+    def targets(self, x: Tensor) -> Targets:
+        """Targets of normalised pictures (B, 3, H, W)."""
+        features, stages = self._engine(x)
+        cut = (features - self.feature_mean[:, None, None]) / self.feature_std[:, None, None]
+        return Targets(cut, stages[:-1], self._variances, stages[-1])
