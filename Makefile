@@ -37,7 +37,7 @@ lint: $(READY) ## style, types and import layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-bench: $(READY) ## the comparison with other codecs
+bench: $(READY) ## what each stage costs on this machine
 	$(BIN)/rac bench $(ARGS)
 
 clean: ## remove .venv, builds and caches

@@ -63,9 +63,7 @@ class OneLineParser(argparse.ArgumentParser):
 def config_flags(arguments: argparse.Namespace) -> dict[str, Any]:
     """The configuration keys among the arguments, by dotted name."""
     return {
-        name.removeprefix(KEY_PREFIX): value
-        for name, value in vars(arguments).items()
-        if name.startswith(KEY_PREFIX)
+        name.removeprefix(KEY_PREFIX): value for name, value in vars(arguments).items() if name.startswith(KEY_PREFIX)
     }
 
 
@@ -83,9 +81,7 @@ def node_parser() -> OneLineParser:
         metavar="[NAME=]SOURCE",
         help="index, file, folder, labelled folder or CSV, rtsp:// or http:// URL, or test: (repeatable)",
     )
-    parser.add_key(
-        "--cloud", "cloud.endpoints", action="append", metavar="tcp://HOST:PORT", help="repeatable"
-    )
+    parser.add_key("--cloud", "cloud.endpoints", action="append", metavar="tcp://HOST:PORT", help="repeatable")
     parser.add_key("--name", "name", help="name of this node; default: the host's")
     parser.add_key("--bundle", "codec.bundle", help="name, folder or zip of the bundle")
     parser.add_key("--budget-ms", "codec.budget_ms", help="time from camera array to bytes for a frame")
@@ -116,12 +112,8 @@ def cloud_parser() -> OneLineParser:
     parser.add_key("--bundle", "bundles", action="append", help="bundle that nodes may use; may be repeated")
     parser.add_key("--engine", "engine.name", help="auto, openvino or onnxruntime")
     parser.add_key("--precision", "engine.precision", help="fp32 or bf16")
-    parser.add_key(
-        "--classifier-weights", "classifier_weights", metavar="FILE", help="state dict of the classifier"
-    )
-    parser.add_key(
-        "--results", "results", action="append", metavar="SINK", help="- or jsonl:PATH; may be repeated"
-    )
+    parser.add_key("--classifier-weights", "classifier_weights", metavar="FILE", help="state dict of the classifier")
+    parser.add_key("--results", "results", action="append", metavar="SINK", help="- or jsonl:PATH; may be repeated")
     _add_common(parser)
     return parser
 
@@ -162,9 +154,7 @@ def _add_demo(parser: OneLineParser) -> None:
 def _add_eval(parser: OneLineParser) -> None:
     parser.add_argument("--bundle", default="default", help="name, folder or zip of the bundle")
     parser.add_argument("--data", required=True, metavar="FOLDER_OR_TAR", help="pictures")
-    parser.add_argument(
-        "--labels", metavar="CSV", help="columns file and label; else sub-folders are classes"
-    )
+    parser.add_argument("--labels", metavar="CSV", help="columns file and label; else sub-folders are classes")
     parser.add_argument("--limit", type=_count, metavar="N", help="only the first N pictures")
     parser.add_argument("--baselines", action="store_true", help="measure picture codecs too")
     parser.add_argument("--engine", choices=("auto", "openvino", "onnxruntime"), default="auto")
@@ -191,6 +181,14 @@ def _add_export(parser: OneLineParser) -> None:
     parser.add_argument("--labels", metavar="CSV", help="their labels")
 
 
+def _add_bench(parser: OneLineParser) -> None:
+    parser.add_argument("--bundle", default="default", help="name, folder or zip of the bundle")
+    parser.add_argument("--engine", choices=("auto", "openvino", "onnxruntime"), default="auto", help="the cloud's")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="the cloud's")
+    parser.add_argument("--threads", type=_count, default=1, help="threads of every stage (1)")
+    parser.add_argument("--rounds", type=_count, default=60, help="times that each stage is timed, in turn (60)")
+
+
 def _add_bundle(parser: OneLineParser) -> None:
     parser.add_argument("action", choices=("show", "verify"), help="show what is in it, or check every file")
     parser.add_argument("bundle", nargs="?", default="default", help="name, folder or zip (default)")
@@ -215,14 +213,13 @@ class Subcommand:
 
 
 SUBCOMMANDS: Final[Mapping[str, Subcommand]] = {
-    "demo": Subcommand(
-        "nodes.demo", "one cloud and some nodes on this machine, over real sockets", _add_demo
-    ),
+    "demo": Subcommand("nodes.demo", "one cloud and some nodes on this machine, over real sockets", _add_demo),
     "eval": Subcommand(
         "pipeline.evaluation.command", "rate and accuracy of a bundle at every depth and level", _add_eval
     ),
     "train": Subcommand("pipeline.training.command", "train a codec by a recipe", _add_train),
     "export": Subcommand("pipeline.training.export_command", "make a bundle from a checkpoint", _add_export),
+    "bench": Subcommand("pipeline.bench.command", "what each stage costs on this machine", _add_bench),
     "bundle": Subcommand("nodes.bundle_command", "look into a bundle or verify it", _add_bundle),
     "doctor": Subcommand("nodes.doctor", "say what is wrong with this machine", _add_doctor),
 }

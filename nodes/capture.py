@@ -88,9 +88,7 @@ class CameraReader:
         width, height: of the newest opened source's pictures in pixels, 0 before the first.
     """
 
-    def __init__(
-        self, name: str, source: Source, options: CaptureOptions, random: Callable[[], float]
-    ) -> None:
+    def __init__(self, name: str, source: Source, options: CaptureOptions, random: Callable[[], float]) -> None:
         self.name = name
         self.source = source
         self.state = CaptureState.IDLE
@@ -288,9 +286,7 @@ class CameraReader:
         self.state = CaptureState.DOWN
         events: list[CaptureEvent] = []
         if reason is DownReason.CRASHED and self._is_poisoned():
-            self._counters = replace(
-                self._counters, position=self._counters.position + 1, bad=self._counters.bad + 1
-            )
+            self._counters = replace(self._counters, position=self._counters.position + 1, bad=self._counters.bad + 1)
             events.append(BadFrames(1))
         delay_s = min(LONGEST_RETRY_S, FIRST_RETRY_S * 2.0 ** min(self._num_failures, 16))
         self._num_failures += 1

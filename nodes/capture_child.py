@@ -77,9 +77,7 @@ class NativeLog:
             os.lseek(self._file.fileno(), 0, os.SEEK_SET)
 
 
-def run_reader(
-    link: socket.socket, camera: str, source: Source, options: CaptureOptions, start: Counters
-) -> None:
+def run_reader(link: socket.socket, camera: str, source: Source, options: CaptureOptions, start: Counters) -> None:
     """Be the reader process of a camera; never returns.
 
     Args:

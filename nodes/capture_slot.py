@@ -192,9 +192,7 @@ class Slot:
             self._wake.send(b"w")
 
 
-def _count(
-    counters: Counters, position: int, *, captured: int = 0, rate_limited: int = 0, bad: int = 0
-) -> Counters:
+def _count(counters: Counters, position: int, *, captured: int = 0, rate_limited: int = 0, bad: int = 0) -> Counters:
     return Counters(
         captured=counters.captured + captured,
         rate_limited=counters.rate_limited + rate_limited,

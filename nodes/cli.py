@@ -184,9 +184,7 @@ def _approve(config: NodeConfig | CloudConfig, arguments: argparse.Namespace, re
     return EXIT_OK
 
 
-def _run_options(
-    config: NodeConfig | CloudConfig, stop: StopRequest, arguments: argparse.Namespace
-) -> RunOptions:
+def _run_options(config: NodeConfig | CloudConfig, stop: StopRequest, arguments: argparse.Namespace) -> RunOptions:
     from nodes.log import configure_log
 
     return RunOptions(stop, arguments.json, configure_log(config.log.level, config.log.format))

@@ -83,7 +83,7 @@ class CloudWatcher(Protocol):
 
     def session_changed(self, action: SessionOpened | SessionClosed) -> None: ...
 
-    def received(self, frame: FrameArrived) -> None: ...
+    def received(self, frame: FrameArrived, depth: int | None) -> None: ...
 
     def idle(self, now_ns: int) -> None: ...
 
@@ -185,7 +185,7 @@ class CloudFront:
 
     def _accept(self, frame: FrameArrived) -> None:
         self.ledger.receive(frame.ticket)
-        self._watcher.received(frame)
+        self._watcher.received(frame, peek_operating_point(frame.frame.bitstream)[0])
         refusal = self.batcher.offer(
             frame,
             node=frame.node,

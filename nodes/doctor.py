@@ -97,9 +97,7 @@ def check_packages() -> Iterator[Finding]:
     try:
         requirements = metadata.requires(DISTRIBUTION) or []
     except metadata.PackageNotFoundError:
-        yield Finding(
-            "packages", "fail", f"{DISTRIBUTION} is not installed: pip install -e '.[cloud]', or make"
-        )
+        yield Finding("packages", "fail", f"{DISTRIBUTION} is not installed: pip install -e '.[cloud]', or make")
         return
     by_extra: dict[str, list[str]] = {}
     for requirement in requirements:
@@ -190,9 +188,7 @@ def check_coder() -> Iterator[Finding]:
 
 def check_engine() -> Iterator[Finding]:
     """What the cloud can compute with."""
-    found = [
-        f"{name} {_version(name)}" for name in ("openvino", "onnxruntime") if util.find_spec(name) is not None
-    ]
+    found = [f"{name} {_version(name)}" for name in ("openvino", "onnxruntime") if util.find_spec(name) is not None]
     if found:
         yield Finding("engine", "ok", ", ".join(found))
     else:
@@ -211,9 +207,7 @@ def check_bundle(name: str) -> Iterator[Finding]:
         return
     manifest = bundle.manifest
     depths = ", ".join(map(str, manifest.depths))
-    yield Finding(
-        "bundle", "ok", f"{manifest.name} {bundle.short_id}, {manifest.classifier}, depths {depths}"
-    )
+    yield Finding("bundle", "ok", f"{manifest.name} {bundle.short_id}, {manifest.classifier}, depths {depths}")
 
 
 def _is_fine(findings: list[Finding]) -> bool:

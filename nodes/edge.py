@@ -203,7 +203,10 @@ class EdgeNode:
             if lane.reader.fileno() >= 0:
                 poller.register(lane.reader.fileno(), zmq.POLLIN)
         deadlines = [lane.reader.next_deadline() for lane in self.lanes]
-        deadlines += [self.session.next_deadline_ns(), self.ledger.next_expiry_ns(self._options.result_timeout_ns)]
+        deadlines += [
+            self.session.next_deadline_ns(),
+            self.ledger.next_expiry_ns(self._options.result_timeout_ns),
+        ]
         due_ns = min((deadline for deadline in deadlines if deadline is not None), default=None)
         timeout_ms = LONGEST_POLL_MS
         if due_ns is not None:

@@ -135,13 +135,9 @@ class Exporter:
         names = [label.name for label in metric.labels]
         handle: Counter | Gauge | Histogram
         if metric.kind is Kind.COUNTER:
-            handle = self._counters[metric.name] = Counter(
-                metric.name, metric.help, names, registry=self._registry
-            )
+            handle = self._counters[metric.name] = Counter(metric.name, metric.help, names, registry=self._registry)
         elif metric.kind is Kind.GAUGE:
-            handle = self._gauges[metric.name] = Gauge(
-                metric.name, metric.help, names, registry=self._registry
-            )
+            handle = self._gauges[metric.name] = Gauge(metric.name, metric.help, names, registry=self._registry)
         else:
             handle = self._histograms[metric.name] = Histogram(
                 metric.name, metric.help, names, registry=self._registry, buckets=metric.buckets

@@ -112,9 +112,7 @@ class _Kind:
 class LogHandler(logging.StreamHandler[TextIO]):
     """Writes each kind of message once a second, with the number held back before it."""
 
-    def __init__(
-        self, stream: TextIO, count: Callable[[str], None] | None, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, stream: TextIO, count: Callable[[str], None] | None, clock: Callable[[], float]) -> None:
         super().__init__(stream)
         self._count = count
         self._clock = clock

@@ -60,9 +60,7 @@ class Health:
     def trouble(self) -> list[str]:
         """Why the program is not healthy; empty when it is."""
         silent_ns = self._clock() - self._beat_ns
-        return (
-            [f"main loop silent for {silent_ns / NS_PER_S:.0f} s"] if silent_ns > LONGEST_SILENCE_NS else []
-        )
+        return [f"main loop silent for {silent_ns / NS_PER_S:.0f} s"] if silent_ns > LONGEST_SILENCE_NS else []
 
     def reasons(self) -> list[str]:
         """Why the program is not ready; empty when it is."""
@@ -99,9 +97,7 @@ class MetricsServer:
         self._thread.join()
 
 
-def start_metrics_server(
-    page: PageSource, health: Health, host: str, port: int, *, may_move: bool
-) -> MetricsServer:
+def start_metrics_server(page: PageSource, health: Health, host: str, port: int, *, may_move: bool) -> MetricsServer:
     """Serve on a port, or on the next free one.
 
     Args:
@@ -118,9 +114,7 @@ def start_metrics_server(
             if error.errno == errno.EADDRINUSE and candidate < last:
                 continue
             reason = "is in use" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
-            raise ConfigError(
-                "configuration", "metrics.port", f"{host} port {candidate}: {reason}"
-            ) from error
+            raise ConfigError("configuration", "metrics.port", f"{host} port {candidate}: {reason}") from error
         moved = f" ({port} is in use)" if port not in (0, server.port) else ""
         logger.info("metrics on %s%s", server.url, moved)
         return server

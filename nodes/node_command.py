@@ -87,9 +87,12 @@ def run(config: NodeConfig, options: RunOptions) -> int:
     metrics.attach(node)
     options.stop.call_at_once(lambda: _kill_readers(node))
     server = start_metrics_server(
-        exporter, health, config.metrics.host, config.metrics.port, may_move=not is_given(config, "metrics.port")
+        exporter,
+        health,
+        config.metrics.host,
+        config.metrics.port,
+        may_move=not is_given(config, "metrics.port"),
     )
-    print(f"metrics on {server.url}", file=sys.stderr)
     try:
         node.run(options.stop, options.stop.fileno())
     finally:

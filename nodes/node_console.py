@@ -152,7 +152,15 @@ def print_summary(console: Console, figures: dict[str, Any], kind: Callable[[str
         highlight=False,
     )
     console.print(f"dropped by reason: {reasons}", highlight=False)
-    for name in ("bytes_per_frame", "bits_per_pixel", "e2e_ms_p50", "e2e_ms_p99", "labelled", "top1", "agreement"):
+    for name in (
+        "bytes_per_frame",
+        "bits_per_pixel",
+        "e2e_ms_p50",
+        "e2e_ms_p99",
+        "labelled",
+        "top1",
+        "agreement",
+    ):
         value = figures.get(name)
         if value is not None:
             console.print(f"{kind(name)}: {value:.4g}", highlight=False)

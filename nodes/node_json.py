@@ -72,7 +72,12 @@ class NodeJson:
     def link_changed(self, action: Opened | Lost | Backoff) -> None:
         match action:
             case Opened():
-                self.emit("link", state="up", bundle=action.welcome.bundle_id.hex()[:16], credit=action.welcome.credit)
+                self.emit(
+                    "link",
+                    state="up",
+                    bundle=action.welcome.bundle_id.hex()[:16],
+                    credit=action.welcome.credit,
+                )
             case Lost():
                 self.emit("link", state="down", reason=action.reason.value, text=action.text)
             case Backoff():

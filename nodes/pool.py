@@ -192,3 +192,14 @@ class WorkerPool:
                     slot.process.kill()
                     slot.process.join()
                 slot.process, slot.pipe, slot.state = None, None, SlotState.DEAD
+
+    def kill(self) -> None:
+        """End every worker now, from any state."""
+        for slot in self.slots:
+            if slot.process is not None:
+                slot.process.kill()
+                slot.process.join()
+                slot.process, slot.state = None, SlotState.DEAD
+            if slot.pipe is not None:
+                slot.pipe.close()
+                slot.pipe = None

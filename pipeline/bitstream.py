@@ -9,8 +9,8 @@
     12      4      CRC-32 (zlib's), little-endian, of the 12 bytes before it and the words behind it
     16      4 n    words of the entropy coder
 
-Conditional frames will carry a reference field between level and CRC; nothing that reads version 1 has to skip it,
-because their kind is refused here.
+Conditional frames will carry a reference field between level and CRC; nothing that reads version 1 has to
+skip it, because their kind is refused here.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ from pipeline.errors import CorruptBitstreamError, TruncatedBitstreamError
 
 VERSION = 1
 KIND_INTRA = 0
+RESERVED_KINDS = {1: "conditional", 2: "unchanged"}
 HEADER_BYTES = 16
+WORD_BYTES = 4
 MAX_BITSTREAM_BYTES = 65_536
-"""Ten bits for every symbol of the largest latent; a useful frame has a few thousand bytes."""
+"""Ten bits and more for every symbol of the largest latent; a useful frame has a few thousand bytes."""
 
 _HEAD = struct.Struct("<BB8sBB")
 _CRC = struct.Struct("<I")
@@ -33,14 +35,17 @@ _CRC = struct.Struct("<I")
 
 @dataclass(frozen=True, slots=True)
 class Bitstream:
-    """One coded frame.
+    """One coded frame; valid once built.
 
     Attributes:
         kind: 0, intra.
         bundle_id8: first 8 bytes of the bundle's id.
-        depth: exit that made the latent.
-        level16: rate level in sixteenths.
+        depth: exit that made the latent, 0..255.
+        level16: rate level in sixteenths, 0..255.
         words: the entropy coder's, a multiple of four bytes.
+
+    Raises:
+        CorruptBitstreamError: a field is out of range, or all together are over 65,536 bytes.
     """
 
     kind: int
@@ -48,6 +53,16 @@ class Bitstream:
     depth: int
     level16: int
     words: bytes
+
+    def __post_init__(self) -> None:
+        if self.kind != KIND_INTRA:
+            name = RESERVED_KINDS.get(self.kind, "unknown")
+            raise CorruptBitstreamError(f"bitstream of kind {self.kind} ({name}): this version has intra only")
+        if len(self.bundle_id8) != 8 or not 0 <= self.depth <= 255 or not 0 <= self.level16 <= 255:
+            raise CorruptBitstreamError("bundle id, depth or level of a bitstream is out of range")
+        if len(self.words) % WORD_BYTES:
+            raise CorruptBitstreamError("words of a bitstream end in the middle of one")
+        _check_size(HEADER_BYTES + len(self.words))
 
 
 def pack_bitstream(bitstream: Bitstream) -> bytes:
@@ -58,22 +73,26 @@ def pack_bitstream(bitstream: Bitstream) -> bytes:
 
 
 def parse_bitstream(content: bytes | memoryview) -> Bitstream:
-    """Check and take apart.
+    """Check and take apart; the words are a copy.
 
     Raises:
         TruncatedBitstreamError: shorter than a header, or not whole words.
-        CorruptBitstreamError: CRC, version, kind or size are wrong.
+        CorruptBitstreamError: version, size, CRC or kind are wrong.
     """
+    _check_size(len(content))
     content = bytes(content)
-    if len(content) < HEADER_BYTES or len(content) % 4:
+    if content and content[0] != VERSION:
+        raise CorruptBitstreamError(f"bitstream version {content[0]}, this program reads {VERSION}")
+    if len(content) < HEADER_BYTES or len(content) % WORD_BYTES:
         raise TruncatedBitstreamError(f"a bitstream of {len(content)} bytes is cut off")
-    if len(content) > MAX_BITSTREAM_BYTES:
-        raise CorruptBitstreamError(f"a bitstream of {len(content)} bytes is larger than {MAX_BITSTREAM_BYTES}")
     head, words = content[: _HEAD.size], content[HEADER_BYTES:]
     (crc,) = _CRC.unpack_from(content, _HEAD.size)
     if zlib.crc32(words, zlib.crc32(head)) != crc:
-        raise CorruptBitstreamError("checksum differs: the bitstream was damaged")
-    version, kind, bundle_id8, depth, level16 = _HEAD.unpack(head)
-    if version != VERSION or kind != KIND_INTRA:
-        raise CorruptBitstreamError(f"bitstream version {version}, kind {kind} is not known here")
+        raise CorruptBitstreamError("checksum differs: the bitstream was damaged or cut off")
+    _, kind, bundle_id8, depth, level16 = _HEAD.unpack(head)
     return Bitstream(kind, bundle_id8, depth, level16, words)
+
+
+def _check_size(num_bytes: int) -> None:
+    if num_bytes > MAX_BITSTREAM_BYTES:
+        raise CorruptBitstreamError(f"a bitstream of {num_bytes} bytes is over the {MAX_BITSTREAM_BYTES} allowed")

@@ -47,9 +47,7 @@ class CloudLedger:
             LedgerError: the ticket is open already, or too many are.
         """
         if ticket in self._open or len(self._open) >= self._max_open:
-            raise LedgerError(
-                f"ticket {ticket}: opened twice, or {len(self._open)} frames are open and none closes"
-            )
+            raise LedgerError(f"ticket {ticket}: opened twice, or {len(self._open)} frames are open and none closes")
         self._open.add(ticket)
         self._received += 1
         self._peak_open = max(self._peak_open, len(self._open))

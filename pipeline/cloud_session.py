@@ -312,9 +312,7 @@ class CloudSessions:
         replaced = {id(old): old for old in (known, self._by_boot.get((hello.node, hello.boot_id))) if old}
         actions: list[CloudAction] = [self._close(old, CloseReason.REPLACED) for old in replaced.values()]
         if len(self._sessions) >= self._settings.max_sessions:
-            return actions + self.refuse(
-                routing_id, RejectCode.FULL, f"{len(self._sessions)} sessions are open"
-            )
+            return actions + self.refuse(routing_id, RejectCode.FULL, f"{len(self._sessions)} sessions are open")
         return actions + self._open(routing_id, hello, bundle_id, now_ns)
 
     def _open(self, routing_id: bytes, hello: Hello, bundle_id: bytes, now_ns: int) -> list[CloudAction]:
@@ -334,9 +332,7 @@ class CloudSessions:
             hello=hello,
             welcome=welcome,
             credit=0,
-            heartbeat=Heartbeat(
-                settings.heartbeat_ms * NS_PER_MS, settings.peer_timeout_ms * NS_PER_MS, now_ns
-            ),
+            heartbeat=Heartbeat(settings.heartbeat_ms * NS_PER_MS, settings.peer_timeout_ms * NS_PER_MS, now_ns),
             opened_ns=now_ns,
             camera_names={entry.number: entry.name for entry in hello.cameras},
         )
@@ -433,9 +429,7 @@ class CloudSessions:
     def _close(self, session: _Session, reason: CloseReason) -> SessionClosed:
         """Forget the session; its frames go on computing and count against the capacity until answered."""
         del self._sessions[session.routing_id]
-        boot = (session.hello.node, session.hello.boot_id)
-        if self._by_boot.get(boot) is session:
-            del self._by_boot[boot]
+        del self._by_boot[session.hello.node, session.hello.boot_id]
         self._credit -= session.credit
         session.credit = 0
         self._closed[reason] += 1

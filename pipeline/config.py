@@ -80,16 +80,12 @@ class CameraConfig(Section):
 
     @field_validator("roi")
     @classmethod
-    def _check_roi(
-        cls, roi: tuple[float, float, float, float] | None
-    ) -> tuple[float, float, float, float] | None:
+    def _check_roi(cls, roi: tuple[float, float, float, float] | None) -> tuple[float, float, float, float] | None:
         if roi is not None:
             left, top, width, height = roi
             # The slack lets 0.1 + 0.9 pass.
             if not (width > 0 and height > 0 and left + width <= 1 + 1e-9 and top + height <= 1 + 1e-9):
-                raise ValueError(
-                    "must lie inside the picture: [left, top, width, height] in shares from 0 to 1"
-                )
+                raise ValueError("must lie inside the picture: [left, top, width, height] in shares from 0 to 1")
         return roi
 
     @property
@@ -115,16 +111,6 @@ class EndpointSection(Section):
 
 
 class NodeLinkSection(Section):
-    heartbeat_s: Seconds = Field(
-        2.0,
-        description="Time between two signs of life. Shorter notices a dead cloud sooner and sends more; the"
-        " cloud's wish, told at the handshake, goes first.",
-    )
-    peer_timeout_s: Seconds = Field(
-        6.0,
-        description="Silence after which the cloud counts as gone; above heartbeat_s, three times it or"
-        " more.",
-    )
     result_timeout_s: Seconds = Field(
         10.0,
         description="How long a sent frame waits for its result before it counts as expired. Shorter frees"
@@ -139,7 +125,6 @@ class NodeLinkSection(Section):
 
     @model_validator(mode="after")
     def _check_times(self) -> Self:
-        _check_order("heartbeat_s", self.heartbeat_s, "peer_timeout_s", self.peer_timeout_s, equal=False)
         _check_order("reconnect_min_s", self.reconnect_min_s, "reconnect_max_s", self.reconnect_max_s)
         return self
 
@@ -200,17 +185,6 @@ class CaptureSection(Section):
         description="Longest that one picture may take before the source is closed and opened again. Too"
         " short a time cuts cameras off that send less often.",
     )
-    retry_min_s: Seconds = Field(
-        0.5, description="Wait before a failed source is opened again for the first time."
-    )
-    retry_max_s: Seconds = Field(
-        30.0, description="Longest wait between two tries; it doubles from retry_min_s up to here."
-    )
-
-    @model_validator(mode="after")
-    def _check_times(self) -> Self:
-        _check_order("retry_min_s", self.retry_min_s, "retry_max_s", self.retry_max_s)
-        return self
 
 
 class AccuracySection(Section):
@@ -257,17 +231,13 @@ class CloudMetricsSection(MetricsSection):
 
 class LogSection(Section):
     level: LogLevel = Field("info", description="Least serious messages that are written.")
-    format: Literal["text", "json"] = Field(
-        "text", description="Lines for people, or one JSON object a line."
-    )
+    format: Literal["text", "json"] = Field("text", description="Lines for people, or one JSON object a line.")
 
 
 class NodeConfig(Section):
     """Configuration of `rac-node`."""
 
-    name: str = Field(
-        "", pattern=r"^[A-Za-z0-9._-]{0,64}$", description="Name of this node; empty: the host's name."
-    )
+    name: str = Field("", pattern=r"^[A-Za-z0-9._-]{0,64}$", description="Name of this node; empty: the host's name.")
     cameras: tuple[CameraConfig, ...] = Field(
         (),
         max_length=256,
@@ -278,12 +248,8 @@ class NodeConfig(Section):
     link: NodeLinkSection = Field(default_factory=NodeLinkSection, description="The session with the cloud.")
     codec: CodecSection = Field(default_factory=CodecSection, description="What frames are coded with.")
     capture: CaptureSection = Field(default_factory=CaptureSection, description="How cameras are read.")
-    accuracy: AccuracySection = Field(
-        default_factory=AccuracySection, description="What watches the classes."
-    )
-    metrics: MetricsSection = Field(
-        default_factory=MetricsSection, description="Prometheus metrics and health."
-    )
+    accuracy: AccuracySection = Field(default_factory=AccuracySection, description="What watches the classes.")
+    metrics: MetricsSection = Field(default_factory=MetricsSection, description="Prometheus metrics and health.")
     log: LogSection = Field(default_factory=LogSection, description="Messages on standard error.")
     drain_s: Annotated[float, Field(ge=0, le=MAX_SECONDS)] = Field(
         1.0, description="How long an ordered stop waits for results of frames that were sent."
@@ -471,6 +437,4 @@ def check_endpoint(endpoint: str, *, any_port: bool = False) -> None:
 
 def _check_order(low_name: str, low: float, high_name: str, high: float, *, equal: bool = True) -> None:
     if low > high or (low == high and not equal):
-        raise ValueError(
-            f"{high_name} ({high:g}) must {'not be below' if equal else 'be above'} {low_name} ({low:g})"
-        )
+        raise ValueError(f"{high_name} ({high:g}) must {'not be below' if equal else 'be above'} {low_name} ({low:g})")

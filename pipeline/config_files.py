@@ -26,8 +26,8 @@ from pipeline.config import CameraConfig, CloudConfig, NodeConfig, Section, conf
 from pipeline.config_sample import ENVIRONMENT_PREFIX, PROGRAMS, environment_name, expected
 from pipeline.errors import ConfigError
 
-#: Variables that start like ours and are no keys: the cache folder.
-OTHER_VARIABLES: Final = frozenset({"RAC_CACHE"})
+#: Variables that start like ours and are no keys: the cache folder, and whether the demo's nodes are silent.
+OTHER_VARIABLES: Final = frozenset({"RAC_CACHE", "RAC_DEMO_QUIET"})
 SHOWN_CHARACTERS: Final = 60
 
 Config = TypeVar("Config", NodeConfig, CloudConfig)
@@ -47,9 +47,7 @@ class _Layers:
 
     def origin_of(self, key: str) -> str:
         """Origin of a key, or of the strongest given key in a section; defaults are never wrong."""
-        inside = [
-            origin for name, origin in self.origins.items() if name == key or name.startswith(f"{key}.")
-        ]
+        inside = [origin for name, origin in self.origins.items() if name == key or name.startswith(f"{key}.")]
         return inside[-1] if inside else "defaults"
 
 
@@ -142,9 +140,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         seen = set()
         for key_node, _ in node.value:
             if key_node.value in seen and isinstance(key_node, yaml.ScalarNode):
-                raise yaml.MarkedYAMLError(
-                    problem=f"{key_node.value} is given twice", problem_mark=key_node.start_mark
-                )
+                raise yaml.MarkedYAMLError(problem=f"{key_node.value} is given twice", problem_mark=key_node.start_mark)
             if isinstance(key_node, yaml.ScalarNode):
                 seen.add(key_node.value)
         return super().construct_mapping(node, deep)
@@ -183,9 +179,7 @@ def _add_environment(layers: _Layers, known: Mapping[str, FieldInfo], environmen
             except ValueError:
                 layers.problems.append(ConfigError("environment", name, "starts like JSON, but is none"))
         elif name not in others:
-            layers.problems.append(
-                ConfigError("environment", name, _unknown(name, sorted(names.keys() | others)))
-            )
+            layers.problems.append(ConfigError("environment", name, _unknown(name, sorted(names.keys() | others))))
 
 
 def _parse_variable(field_info: FieldInfo, text: str) -> Any:
@@ -208,9 +202,7 @@ def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def _explain(
-    layers: _Layers, known: Mapping[str, FieldInfo], details: list[ErrorDetails]
-) -> list[ConfigError]:
+def _explain(layers: _Layers, known: Mapping[str, FieldInfo], details: list[ErrorDetails]) -> list[ConfigError]:
     """Turn pydantic's errors into ours, one for each key: a union reports one error for each of its types."""
     problems: dict[str, ConfigError] = {}
     for detail in details:
@@ -221,9 +213,7 @@ def _explain(
     return list(problems.values())
 
 
-def _split_location(
-    known: Mapping[str, FieldInfo], location: tuple[int | str, ...]
-) -> tuple[str, list[int | str]]:
+def _split_location(known: Mapping[str, FieldInfo], location: tuple[int | str, ...]) -> tuple[str, list[int | str]]:
     """The dotted key of an error's place, and the way on inside its value."""
     parts: list[str] = []
     for index, part in enumerate(location):

@@ -97,9 +97,7 @@ def _expected_type(annotation: Any, metadata: Sequence[Any]) -> str:
     if origin is tuple and Ellipsis in arguments:
         return "a list of one or more" if least else "a list"
     if origin is tuple:
-        return (
-            f"a list of {len(arguments)} numbers{_range(_limits_of(get_args(arguments[0])[1:]), ', each ')}"
-        )
+        return f"a list of {len(arguments)} numbers{_range(_limits_of(get_args(arguments[0])[1:]), ', each ')}"
     if annotation is int:
         return f"a whole number{_range(metadata, ' ')}"
     if annotation is float:
@@ -112,9 +110,7 @@ def _expected_type(annotation: Any, metadata: Sequence[Any]) -> str:
 
 def _limits_of(extras: Sequence[Any]) -> list[Any]:
     """Metadata of Annotated's extras, where a Field(...) holds several."""
-    return [
-        part for extra in extras for part in (extra.metadata if isinstance(extra, FieldInfo) else [extra])
-    ]
+    return [part for extra in extras for part in (extra.metadata if isinstance(extra, FieldInfo) else [extra])]
 
 
 def _range(metadata: Sequence[Any], lead: str) -> str:

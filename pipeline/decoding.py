@@ -71,7 +71,11 @@ class BatchDecoder:
     """Decodes and classifies batches of one bundle, depths and levels mixed freely."""
 
     def __init__(
-        self, bundle: Bundle, engine: Engine, vectors: Vectors, clock: Callable[[], int] = time.perf_counter_ns
+        self,
+        bundle: Bundle,
+        engine: Engine,
+        vectors: Vectors,
+        clock: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
         self._bundle, self._engine, self._vectors, self._clock = bundle, engine, vectors, clock
 
@@ -97,7 +101,9 @@ class BatchDecoder:
             answers[row] = error
         kept = [position for position, error in enumerate(errors) if error is None]
         decoded = self._clock()
-        reference_top1 = self._classify_references({row: view for row, view in references.items() if answers[row] is None})
+        reference_top1 = self._classify_references(
+            {row: view for row, view in references.items() if answers[row] is None}
+        )
         referenced = self._clock()
         if kept:
             points = [(bitstreams[position].depth, bitstreams[position].level16) for position in kept]
@@ -116,9 +122,7 @@ class BatchDecoder:
             raise CorruptBitstreamError(f"no tables for depth {bitstream.depth}, level {bitstream.level16}/16")
         return bitstream
 
-    def _decode_symbols(
-        self, bitstreams: Sequence[Bitstream]
-    ) -> tuple[NDArray[np.int32], list[BitstreamError | None]]:
+    def _decode_symbols(self, bitstreams: Sequence[Bitstream]) -> tuple[NDArray[np.int32], list[BitstreamError | None]]:
         """All symbols in one call; when any frame is bad, one by one to find which."""
         shape = self._bundle.manifest.latent_shape
         tables = [self._bundle.tables[bitstream.depth, bitstream.level16] for bitstream in bitstreams]
@@ -148,5 +152,7 @@ def top_classes(logits: NDArray[np.float32], reference_top1: int | None) -> Clas
     probabilities = exponentials / exponentials.sum()
     best = np.argsort(-probabilities, kind="stable")[:NUM_TOP_CLASSES]
     return Classes(
-        tuple(int(index) for index in best), tuple(float(probabilities[index]) for index in best), reference_top1
+        tuple(int(index) for index in best),
+        tuple(float(probabilities[index]) for index in best),
+        reference_top1,
     )

@@ -5,6 +5,7 @@ Graphs and vectors come ready from the cache (`pipeline.codec.cache` makes them)
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -18,7 +19,14 @@ from pipeline.errors import BundleFormatError
 
 EngineName = Literal["openvino", "onnxruntime"]
 Precision = Literal["fp32", "bf16"]
-CLOUD_GRAPH, REFERENCE_GRAPH, VECTORS_FILE, FACTS_FILE = "cloud.onnx", "reference.onnx", "vectors.npz", "facts.json"
+CACHE_VERSION = 1
+"""To be raised when what is exported changes."""
+CLOUD_GRAPH, REFERENCE_GRAPH, VECTORS_FILE, FACTS_FILE = (
+    "cloud.onnx",
+    "reference.onnx",
+    "vectors.npz",
+    "facts.json",
+)
 
 
 class Engine(Protocol):
@@ -132,6 +140,28 @@ def read_vectors(folder: Path) -> Vectors:
     }
     with np.load(folder / VECTORS_FILE, allow_pickle=False) as arrays:
         return Vectors(rows, arrays["inverse_gain"], arrays["condition"])
+
+
+def graphs_folder(root: Path, bundle_id: bytes, weights: Path | None) -> Path:
+    """Where the cache keeps the graphs of a bundle, by its id and by the weights file that was given."""
+    own = "" if weights is None else "-" + hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
+    return root / f"{bundle_id.hex()[:32]}{own}-v{CACHE_VERSION}"
+
+
+def find_graphs(root: Path, bundle_id: bytes, weights: Path | None) -> Path | None:
+    """The cached folder when it is there, complete and undamaged."""
+    folder = graphs_folder(root, bundle_id, weights)
+    try:
+        facts = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
+        is_whole = all(file_sha256(folder / name) == digest for name, digest in facts["sha256"].items())
+    except (OSError, ValueError, KeyError):
+        return None
+    return folder if is_whole else None
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file's content."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def cache_root() -> Path:

@@ -285,8 +285,7 @@ class Ledger:
     def lose_link(self, now_ns: int) -> list[ClosedFrame]:
         """Close every sent frame as lost in the link: call it whenever a session ends."""
         return [
-            self._close(entry, Outcome.LOST_IN_LINK, now_ns, by_result=False)
-            for entry in list(self._sent.values())
+            self._close(entry, Outcome.LOST_IN_LINK, now_ns, by_result=False) for entry in list(self._sent.values())
         ]
 
     def close_all(self, outcome: Outcome, now_ns: int) -> list[ClosedFrame]:

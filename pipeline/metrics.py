@@ -173,20 +173,12 @@ def _capped(name: str, text: str) -> Metric:
 NODE_METRICS: Final = (
     _info("rac_node_build_info", "Always 1: version that runs.", "version", "python"),
     _info("rac_node_bundle_info", "Always 1: bundle in use, by the head of its id.", "bundle", "classifier"),
-    _info(
-        "rac_node_camera_info", "Always 1: facts about an open source.", "camera", "kind", "width", "height"
-    ),
+    _info("rac_node_camera_info", "Always 1: facts about an open source.", "camera", "kind", "width", "height"),
     _gauge("rac_node_camera_up", "Whether a frame was read within the timeout.", "0 or 1", CAMERA),
-    _counter(
-        "rac_node_camera_reconnects_total", "Times that a source was opened again.", "", CAMERA, CAMERA_DOWN
-    ),
+    _counter("rac_node_camera_reconnects_total", "Times that a source was opened again.", "", CAMERA, CAMERA_DOWN),
     _ledger("rac_node_frames_captured_total", "Frames taken from the source.", "frames", CAMERA),
-    _ledger(
-        "rac_node_frames_dropped_total", "Frames without a result, by cause.", "frames", CAMERA, DROP_REASON
-    ),
-    _gauge(
-        "rac_node_last_frame_timestamp_seconds", "When the last good frame was captured.", "unix s", CAMERA
-    ),
+    _ledger("rac_node_frames_dropped_total", "Frames without a result, by cause.", "frames", CAMERA, DROP_REASON),
+    _gauge("rac_node_last_frame_timestamp_seconds", "When the last good frame was captured.", "unix s", CAMERA),
     _gauge("rac_node_last_result_timestamp_seconds", "When the last result came.", "unix s", CAMERA),
     _histogram("rac_node_stage_duration_seconds", "Time of each stage of a frame.", "s", FAST_S, NODE_STAGE),
     _histogram(
@@ -199,19 +191,11 @@ NODE_METRICS: Final = (
     _ledger("rac_node_frames_encoded_total", "Frames coded and sent, by depth.", "frames", CAMERA, DEPTH),
     _gauge("rac_node_encoder_depth", "Encoder depth now.", "blocks", CAMERA),
     _gauge("rac_node_level", "Rate level now.", "levels", CAMERA),
-    _counter(
-        "rac_node_depth_changes_total", "Changes of the encoder depth, by cause.", "", CAMERA, DEPTH_CAUSE
-    ),
-    _gauge(
-        "rac_node_depth_cost_seconds", "Estimated 90th percentile of a frame's cost at a depth.", "s", DEPTH
-    ),
+    _counter("rac_node_depth_changes_total", "Changes of the encoder depth, by cause.", "", CAMERA, DEPTH_CAUSE),
+    _gauge("rac_node_depth_cost_seconds", "Estimated 90th percentile of a frame's cost at a depth.", "s", DEPTH),
     _gauge("rac_node_budget_seconds", "Configured budget of a frame.", "s"),
-    _counter(
-        "rac_node_budget_overruns_total", "Frames that took longer than the budget.", "frames", CAMERA, DEPTH
-    ),
-    _histogram(
-        "rac_node_bitstream_bytes", "Size of a frame's bitstream.", "bytes", BITSTREAM_BYTES, DEPTH, LEVEL
-    ),
+    _counter("rac_node_budget_overruns_total", "Frames that took longer than the budget.", "frames", CAMERA, DEPTH),
+    _histogram("rac_node_bitstream_bytes", "Size of a frame's bitstream.", "bytes", BITSTREAM_BYTES, DEPTH, LEVEL),
     _ledger("rac_node_camera_bitstream_bytes_total", "Bytes of bitstreams sent.", "bytes", CAMERA),
     _ledger(
         "rac_node_coded_pixels_total",
@@ -221,9 +205,7 @@ NODE_METRICS: Final = (
         DEPTH,
         LEVEL,
     ),
-    _ledger(
-        "rac_node_wire_bytes_total", "Bytes of frames and results with framing.", "bytes", CAMERA, DIRECTION
-    ),
+    _ledger("rac_node_wire_bytes_total", "Bytes of frames and results with framing.", "bytes", CAMERA, DIRECTION),
     _counter("rac_node_network_bytes_total", "Bytes of all messages with framing.", "bytes", DIRECTION),
     _gauge("rac_node_credit_frames", "Frames that the cloud still allows.", "frames"),
     _ledger("rac_node_in_flight_frames", "Captured frames whose fate is open.", "frames"),
@@ -231,9 +213,7 @@ NODE_METRICS: Final = (
     _counter("rac_node_reconnects_total", "Sessions that ended, by cause.", "", ENDPOINT, LINK_DOWN),
     _ledger("rac_node_results_total", "Results: ok, or outside the balance.", "frames", CAMERA, RESULT),
     _histogram("rac_node_round_trip_seconds", "Sending to result.", "s", LATENCY_S, DEPTH),
-    _histogram(
-        "rac_node_capture_to_result_seconds", "Capture to result, on one clock.", "s", LATENCY_S, DEPTH
-    ),
+    _histogram("rac_node_capture_to_result_seconds", "Capture to result, on one clock.", "s", LATENCY_S, DEPTH),
     Metric(
         "rac_node_camera_capture_to_result_seconds",
         Kind.HISTOGRAM,
@@ -269,12 +249,8 @@ CLOUD_METRICS: Final = (
     _gauge("rac_cloud_queue_limit_frames", "Frames that may wait.", "frames"),
     _histogram("rac_cloud_queue_wait_seconds", "Arrival to batch.", "s", LATENCY_S),
     _histogram("rac_cloud_batch_frames", "Frames of a batch.", "frames", BATCH_FRAMES),
-    _histogram(
-        "rac_cloud_batch_wait_seconds", "How long a batch's first frame waited for company.", "s", FAST_S
-    ),
-    _histogram(
-        "rac_cloud_stage_duration_seconds", "Time of each stage of a batch.", "s", FAST_S, CLOUD_STAGE
-    ),
+    _histogram("rac_cloud_batch_wait_seconds", "How long a batch's first frame waited for company.", "s", FAST_S),
+    _histogram("rac_cloud_stage_duration_seconds", "Time of each stage of a batch.", "s", FAST_S, CLOUD_STAGE),
     _histogram(
         "rac_cloud_end_to_end_seconds",
         "Capture to reply, as far as the cloud can tell.",
@@ -293,12 +269,8 @@ CLOUD_METRICS: Final = (
         WORKER,
     ),
     _counter("rac_cloud_labelled_frames_total", "Classified frames with a label.", "frames", DEPTH, LEVEL),
-    _counter(
-        "rac_cloud_labelled_correct_total", "Of those, right in the top 1 or 5.", "frames", DEPTH, LEVEL, TOP
-    ),
-    _counter(
-        "rac_cloud_reference_frames_total", "Classified frames with a reference.", "frames", DEPTH, LEVEL
-    ),
+    _counter("rac_cloud_labelled_correct_total", "Of those, right in the top 1 or 5.", "frames", DEPTH, LEVEL, TOP),
+    _counter("rac_cloud_reference_frames_total", "Classified frames with a reference.", "frames", DEPTH, LEVEL),
     _counter("rac_cloud_reference_agreements_total", "Of those, same top 1.", "frames", DEPTH, LEVEL),
     _capped("rac_cloud_camera_labelled_total", "Classified frames of a camera with a label."),
     _capped("rac_cloud_camera_correct_total", "Of those, right in the top 1."),

@@ -224,9 +224,7 @@ class DepthController:
             return None
         if self._fits_since_ns is None:
             self._fits_since_ns = now_ns
-        hold_ns = min(
-            self._settings.max_hold_ns, self._settings.hold_ns << min(self._failed_climbs[above], 16)
-        )
+        hold_ns = min(self._settings.max_hold_ns, self._settings.hold_ns << min(self._failed_climbs[above], 16))
         if now_ns - self._fits_since_ns < hold_ns:
             return None
         self._climbed_ns = now_ns

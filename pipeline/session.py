@@ -350,9 +350,7 @@ class NodeSession:
         self._credit = welcome.credit
         self._opened_ns = now_ns
         self._has_result = False
-        self._heartbeat = Heartbeat(
-            welcome.heartbeat_ms * NS_PER_MS, welcome.peer_timeout_ms * NS_PER_MS, now_ns
-        )
+        self._heartbeat = Heartbeat(welcome.heartbeat_ms * NS_PER_MS, welcome.peer_timeout_ms * NS_PER_MS, now_ns)
         return [Opened(welcome), CreditChanged(self._credit)]
 
     def _receive_up(self, message: Message, now_ns: int) -> list[Action]:

@@ -268,8 +268,5 @@ def build(kind: type[RecordType], values: Sequence[Any]) -> RecordType:
     if len(values) < len(rules):
         raise WireFormatError(f"{kind.__name__}: has {len(values)} fields, needs {len(rules)}")
     return kind(
-        *(
-            rule.parse(value, f"{kind.__name__}.{name}")
-            for (name, rule), value in zip(rules, values, strict=False)
-        )
+        *(rule.parse(value, f"{kind.__name__}.{name}") for (name, rule), value in zip(rules, values, strict=False))
     )

@@ -16,10 +16,15 @@ from pipeline.bundle import Bundle
 from pipeline.codec.classifier import load_classifier
 from pipeline.codec.graphs import export_cloud_graph, export_reference_graph, read_decoder
 from pipeline.errors import BundleMismatchError
-from pipeline.inference import CLOUD_GRAPH, FACTS_FILE, REFERENCE_GRAPH, VECTORS_FILE
-
-CACHE_VERSION = 1
-"""To be raised when what is exported changes."""
+from pipeline.inference import (
+    CLOUD_GRAPH,
+    FACTS_FILE,
+    REFERENCE_GRAPH,
+    VECTORS_FILE,
+    file_sha256,
+    find_graphs,
+    graphs_folder,
+)
 
 
 def classifier_sha256(classifier: nn.Module) -> str:
@@ -42,9 +47,10 @@ def prepare_graphs(bundle: Bundle, root: Path, weights: Path | None = None) -> P
     Raises:
         BundleMismatchError: the classifier's tensors are not the ones that the bundle was trained with.
     """
-    folder = root / f"{bundle.bundle_id.hex()[:32]}-v{CACHE_VERSION}"
-    if _is_whole(folder):
-        return folder
+    found = find_graphs(root, bundle.bundle_id, weights)
+    if found is not None:
+        return found
+    folder = graphs_folder(root, bundle.bundle_id, weights)
     classifier = load_classifier(bundle.manifest.classifier, weights)
     if classifier_sha256(classifier) != bundle.manifest.classifier_sha256:
         raise BundleMismatchError(
@@ -60,7 +66,7 @@ def prepare_graphs(bundle: Bundle, root: Path, weights: Path | None = None) -> P
         facts = {
             "depths": bundle.manifest.depths,
             "levels16": bundle.manifest.levels16,
-            "sha256": {name: _sha256(temporary / name) for name in (CLOUD_GRAPH, REFERENCE_GRAPH, VECTORS_FILE)},
+            "sha256": {name: file_sha256(temporary / name) for name in (CLOUD_GRAPH, REFERENCE_GRAPH, VECTORS_FILE)},
         }
         (temporary / FACTS_FILE).write_text(json.dumps(facts), encoding="utf-8")
         if folder.exists():
@@ -68,21 +74,8 @@ def prepare_graphs(bundle: Bundle, root: Path, weights: Path | None = None) -> P
         try:
             temporary.rename(folder)
         except OSError:  # another process was faster; its folder is as good
-            if not _is_whole(folder):
+            if find_graphs(root, bundle.bundle_id, weights) is None:
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
-
-
-def _is_whole(folder: Path) -> bool:
-    """Whether a cached folder is complete and undamaged."""
-    try:
-        facts = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
-        return all(_sha256(folder / name) == digest for name, digest in facts["sha256"].items())
-    except (OSError, ValueError, KeyError):
-        return False
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -61,9 +61,7 @@ class PaperEncoder(nn.Module):
         ValueError: negative depth.
     """
 
-    def __init__(
-        self, depth: int, *, hidden: int = 128, latent_channels: int = 64, patch_px: int = 8
-    ) -> None:
+    def __init__(self, depth: int, *, hidden: int = 128, latent_channels: int = 64, patch_px: int = 8) -> None:
         super().__init__()
         if depth < 0:
             raise ValueError(f"depth {depth} is negative")
@@ -215,9 +213,7 @@ class PaperCodec(nn.Module):
     feature_mean: Tensor
     feature_std: Tensor
 
-    def __init__(
-        self, encoder: nn.Module, decoder: nn.Module, prior: FactorisedPrior, cut_channels: int
-    ) -> None:
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, prior: FactorisedPrior, cut_channels: int) -> None:
         super().__init__()
         self.encoder, self.decoder, self.prior = encoder, decoder, prior
         self.register_buffer("feature_mean", torch.zeros(cut_channels))

@@ -114,9 +114,7 @@ class FactorisedPrior(nn.Module):
         """Middle quantiles (C,): symbols count from here."""
         return self.quantiles[:, 0, 1].detach()
 
-    def quantize(
-        self, latent: Tensor, mode: QuantizeMode, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def quantize(self, latent: Tensor, mode: QuantizeMode, generator: torch.Generator | None = None) -> Tensor:
         """Replace a latent (B, C, H, W) by what coding makes of it.
 
         Args:
@@ -259,9 +257,7 @@ class FactorisedPrior(nn.Module):
     @torch.no_grad()
     def _check_quantiles(self) -> None:
         quantiles = self.quantiles.double()
-        spacing = FLOAT32_SPACING * (
-            1 + quantiles.abs()
-        )  # on a steep slope the stored number's rounding shows
+        spacing = FLOAT32_SPACING * (1 + quantiles.abs())  # on a steep slope the stored number's rounding shows
         is_low = self._logits(quantiles - spacing) <= self.target + STALE_LOGIT
         is_high = self._logits(quantiles + spacing) >= self.target - STALE_LOGIT
         if not bool((is_low & is_high).all()):  # also where a logit is not a number

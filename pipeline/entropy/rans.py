@@ -192,12 +192,9 @@ def _models(tables: TableSet) -> list[tuple[int, Any]]:
     if models is None:
         # perfect and lazy are stated: their defaults change with the version, and other models give other
         # bytes.
-        categorical = partial(
-            _import_coder("constriction").stream.model.Categorical, perfect=False, lazy=False
-        )
+        categorical = partial(_import_coder("constriction").stream.model.Categorical, perfect=False, lazy=False)
         models = _MODELS[tables] = [
-            (int(channel), categorical(tables.frequencies(channel) / TOTAL))
-            for channel in np.flatnonzero(tables.sizes)
+            (int(channel), categorical(tables.frequencies(channel) / TOTAL)) for channel in np.flatnonzero(tables.sizes)
         ]
     return models
 
@@ -279,9 +276,7 @@ class _DecoderTables:
             array.setflags(write=False)
 
 
-def _first_guesses(
-    cumulative: NDArray[np.uint32], rows: NDArray[np.intp], num_rows: int
-) -> NDArray[np.uint16]:
+def _first_guesses(cumulative: NDArray[np.uint32], rows: NDArray[np.intp], num_rows: int) -> NDArray[np.uint16]:
     """Entry (R, 1024) of each bucket's least quantile: as many as begin at or before it, less one."""
     num_buckets = 1 << plain_coder.GUESS_BITS
     width = (1 << CODER_BITS) // num_buckets
@@ -305,16 +300,12 @@ def _decoder_tables(sets: Sequence[TableSet]) -> _DecoderTables:
     return known
 
 
-def _encode_with_numba(
-    entries: NDArray[np.int32], pieces: NDArray[np.int32], tables: TableSet
-) -> NDArray[np.uint32]:
+def _encode_with_numba(entries: NDArray[np.int32], pieces: NDArray[np.int32], tables: TableSet) -> NDArray[np.uint32]:
     words = np.empty(entries.size + len(pieces) + STATE_WORDS, np.uint32)
     return words[: _encoder()(entries, pieces, tables.cumulative24, tables.sizes, words)]
 
 
-def _decode_with_numba(
-    words: Sequence[bytes], tables: Sequence[TableSet], symbols: NDArray[np.int32]
-) -> None:
+def _decode_with_numba(words: Sequence[bytes], tables: Sequence[TableSet], symbols: NDArray[np.int32]) -> None:
     """Decode all frames into symbols (B, C, H * W)."""
     known = _decoder_tables(tables)
     first_rows = np.array([known.first_rows[table] for table in tables], np.int64)

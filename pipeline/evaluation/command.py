@@ -63,9 +63,7 @@ def run(args: argparse.Namespace) -> int:
     if args.baselines:
         for codec in picture_codecs():
             for quality in codec.qualities:
-                points.append(
-                    measure_picture_codec(codec, quality, engine, pictures.views, reference, pictures.labels)
-                )
+                points.append(measure_picture_codec(codec, quality, engine, pictures.views, reference, pictures.labels))
                 _print_point(points[-1])
     _write(args, points, pictures.views, reference_top1)
     return 0
@@ -81,12 +79,14 @@ def _print_point(point: RatePoint) -> None:
     )
 
 
-def _write(
-    args: argparse.Namespace, points: list[RatePoint], views: NDArray[np.uint8], reference_top1: float
-) -> None:
+def _write(args: argparse.Namespace, points: list[RatePoint], views: NDArray[np.uint8], reference_top1: float) -> None:
     table = as_markdown(points, reference_top1)
     if args.markdown:
         Path(args.markdown).write_text(table, encoding="utf-8")
     if args.plot:
-        plot(points, Path(args.plot), f"{len(views)} pictures, EfficientNet-Lite0, top-1 {reference_top1:.3f} uncompressed")
+        plot(
+            points,
+            Path(args.plot),
+            f"{len(views)} pictures, EfficientNet-Lite0, top-1 {reference_top1:.3f} uncompressed",
+        )
     print(json.dumps(as_json(points, len(views), reference_top1)) if args.json else table)

@@ -38,7 +38,10 @@ def share_of_top1(point: RatePoint, reference_top1: float | None) -> float | Non
 
 def as_markdown(points: Sequence[RatePoint], reference_top1: float | None) -> str:
     """A table with one row a point."""
-    lines = ["| codec | depth | rate | bpp | bytes a frame | top-1 | share of top-1 | agreement |", "|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| codec | depth | rate | bpp | bytes a frame | top-1 | share of top-1 | agreement |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for point in points:
         share = share_of_top1(point, reference_top1)
         cells = [

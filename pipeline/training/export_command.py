@@ -106,7 +106,9 @@ def _measure(bundle: Bundle, args: argparse.Namespace, held_out: np.ndarray) -> 
                 level16=point.level16 or 0,
                 bpp=round(point.bpp, 4),
                 agreement=round(point.agreement, 4),
-                share_of_top1=round(point.top1 / reference_top1, 4) if point.top1 is not None and reference_top1 else None,
+                share_of_top1=round(point.top1 / reference_top1, 4)
+                if point.top1 is not None and reference_top1
+                else None,
             )
             for point in points
         ),

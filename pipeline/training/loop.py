@@ -188,7 +188,13 @@ class NestedTraining:
                     rows = _validate_point(codec, self.classifier, latents[exit_index], exit_index, level, reference)
                     points.setdefault((depth, level), []).append(rows)
         return [
-            dict(zip(("depth", "level", "agreement", "kl", "bpp"), (*key, *torch.cat(rows).mean(0).tolist()), strict=True))
+            dict(
+                zip(
+                    ("depth", "level", "agreement", "kl", "bpp"),
+                    (*key, *torch.cat(rows).mean(0).tolist()),
+                    strict=True,
+                )
+            )
             for key, rows in points.items()
         ]
 
@@ -225,7 +231,11 @@ def _build_optimiser(codec: NestedCodec, recipe: Recipe) -> torch.optim.Optimize
     chosen = {id(parameter) for parameter in operating}
     others = [parameter for parameter in codec.parameters() if id(parameter) not in chosen]
     groups = [
-        {"params": [p for p in others if p.ndim == 4], "weight_decay": recipe.optimiser.weight_decay, "lr_factor": 1.0},
+        {
+            "params": [p for p in others if p.ndim == 4],
+            "weight_decay": recipe.optimiser.weight_decay,
+            "lr_factor": 1.0,
+        },
         {"params": [p for p in others if p.ndim != 4], "weight_decay": 0.0, "lr_factor": 1.0},
         {"params": operating, "weight_decay": 0.0, "lr_factor": recipe.optimiser.operating_lr_factor},
     ]
@@ -233,7 +243,11 @@ def _build_optimiser(codec: NestedCodec, recipe: Recipe) -> torch.optim.Optimize
 
 
 def run_training(
-    training: NestedTraining, folder: Path, report: Report, should_stop: Callable[[], bool], clock: Callable[[], float]
+    training: NestedTraining,
+    folder: Path,
+    report: Report,
+    should_stop: Callable[[], bool],
+    clock: Callable[[], float],
 ) -> None:
     """Train until the recipe's time is up or a stop is asked for; the state is saved either way.
 
@@ -258,7 +272,12 @@ def run_training(
             if training.step % 50 == 0:
                 lmbda = [round(value, 4) for value in training.log_lmbda.exp().tolist()]
                 rate = training.step / training.elapsed_s
-                line = {"step": training.step, "progress": training.progress, "steps_per_s": rate, "lmbda": lmbda}
+                line = {
+                    "step": training.step,
+                    "progress": training.progress,
+                    "steps_per_s": rate,
+                    "lmbda": lmbda,
+                }
                 write(line | {name: round(value, 5) for name, value in parts.items()})
             if training.elapsed_s - saved_s > 60 * recipe.checkpoint_minutes:
                 save_checkpoint(training.state(), checkpoint)

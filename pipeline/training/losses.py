@@ -50,7 +50,9 @@ def task_distortion(stages: list[Tensor], targets: Targets, recipe: LossRecipe) 
     logits = stages[-1].float()
     weights = [*recipe.stages, recipe.pooled]
     error = torch.zeros(logits.shape[0], device=logits.device)
-    for weight, stage, target, variance in zip(weights, stages[:-1], targets.stages, targets.stage_variances, strict=True):
+    for weight, stage, target, variance in zip(
+        weights, stages[:-1], targets.stages, targets.stage_variances, strict=True
+    ):
         error = error + weight * (stage.float() - target).square().flatten(1).mean(dim=1) / variance
     divergence = F.kl_div(
         F.log_softmax(logits, dim=1), F.log_softmax(targets.logits, dim=1), reduction="none", log_target=True

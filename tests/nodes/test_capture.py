@@ -486,9 +486,7 @@ def _start_only(owner: Owner, photos: Path, camera: MjpegServer) -> None:
     owner.start(str(photos))
 
 
-@pytest.mark.parametrize(
-    "bring", [_start_only, _bring_up, _bring_down, _finish, _stall, _stall_at_opening, _freeze]
-)
+@pytest.mark.parametrize("bring", [_start_only, _bring_up, _bring_down, _finish, _stall, _stall_at_opening, _freeze])
 def test_camera_stops_from_every_state(
     owner: Owner, photos: Path, camera: MjpegServer, bring: Callable[[Owner, Path, MjpegServer], None]
 ) -> None:

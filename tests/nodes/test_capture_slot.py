@@ -173,9 +173,7 @@ def test_messages_survive_being_cut_anywhere() -> None:
     assert parse_failure(received[2].body) == (DownReason.BAD_FRAME, "text")
 
 
-@pytest.mark.parametrize(
-    "start", [b"\xff\xff\xff\xff", b"\x00\x00\x00\x00", b"\x21\x00\x00\x00" + b"\xee" * 33]
-)
+@pytest.mark.parametrize("start", [b"\xff\xff\xff\xff", b"\x00\x00\x00\x00", b"\x21\x00\x00\x00" + b"\xee" * 33])
 def test_message_of_no_child_of_ours_raises(start: bytes) -> None:
     with pytest.raises(ValueError, match="message|MessageKind"):
         MessageBuffer().feed(start)

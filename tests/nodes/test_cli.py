@@ -151,9 +151,7 @@ def test_password_in_a_wrong_camera_is_not_shown(capsys: pytest.CaptureFixture[s
     assert "s3cret" not in capsys.readouterr().err
 
 
-def test_check_config_runs_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], ran: list[Any]
-) -> None:
+def test_check_config_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str], ran: list[Any]) -> None:
     path = tmp_path / "node.yaml"
     path.write_text("cameras: ['test:']")
     assert cli.node_main(["--config", str(path), "--check-config"]) == EXIT_OK
@@ -175,20 +173,15 @@ def test_check_config_as_json_shows_what_is_in_force(capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize(("entry", "file"), [("node_main", "node.yaml"), ("cloud_main", "cloud.yaml")])
-def test_sample_config_is_the_file_in_configs(
-    entry: str, file: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_sample_config_is_the_file_in_configs(entry: str, file: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert getattr(cli, entry)(["--sample-config"]) == EXIT_OK
     assert capsys.readouterr().out == (ROOT / "configs" / file).read_text()
 
 
 def test_node_is_started_with_its_configuration(ran: list[tuple[Any, ...]]) -> None:
-    assert (
-        cli.node_main(["--camera", "0", "--camera", "door=test:", "--fps", "max", "--loop", "--json"])
-        == EXIT_OK
-    )
+    assert cli.node_main(["--camera", "0", "--camera", "door=test:", "--fps", "max", "--loop", "--json"]) == EXIT_OK
     ((module, config, options),) = ran
-    assert module == "nodes.edge"
+    assert module == "nodes.node_command"
     assert isinstance(config, NodeConfig)
     assert isinstance(options, RunOptions)
     assert [camera.argument for camera in config.cameras] == ["0", "door=test:"]
@@ -196,13 +189,11 @@ def test_node_is_started_with_its_configuration(ran: list[tuple[Any, ...]]) -> N
     assert config.name == cli.host_name()
 
 
-def test_cloud_is_started_with_its_configuration(
-    monkeypatch: pytest.MonkeyPatch, ran: list[tuple[Any, ...]]
-) -> None:
+def test_cloud_is_started_with_its_configuration(monkeypatch: pytest.MonkeyPatch, ran: list[tuple[Any, ...]]) -> None:
     monkeypatch.setenv("RAC_POOL__WORKERS", "3")
     assert cli.cloud_main(["--results", "-", "--bind", "tcp://127.0.0.1:*"]) == EXIT_OK
     ((module, config, _),) = ran
-    assert module == "nodes.cloud"
+    assert module == "nodes.cloud_command"
     assert (config.pool.workers, config.results, config.link.bind) == (3, ("-",), "tcp://127.0.0.1:*")
 
 
@@ -268,11 +259,7 @@ def test_reader_of_the_output_may_go_away() -> None:
 
 @pytest.mark.parametrize(("parser", "model"), [(node_parser(), NodeConfig), (cloud_parser(), CloudConfig)])
 def test_every_flag_is_a_key_or_common(parser: Any, model: Any) -> None:
-    keys = {
-        action.dest.removeprefix(KEY_PREFIX)
-        for action in parser._actions
-        if action.dest.startswith(KEY_PREFIX)
-    }
+    keys = {action.dest.removeprefix(KEY_PREFIX) for action in parser._actions if action.dest.startswith(KEY_PREFIX)}
     assert keys <= set(config_keys(model))
     rest = {action.dest for action in parser._actions} - {KEY_PREFIX + key for key in keys}
     assert rest == {"help", "config", "check_config", "sample_config", "json", "version"}

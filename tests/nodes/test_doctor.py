@@ -33,9 +33,7 @@ def test_json_has_every_check(capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert report["checks"][-1] == {"check": "bundle", "status": "warn", "text": "mine"}
 
 
-def test_failed_check_is_code_1_and_said(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_check_is_code_1_and_said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "examine", lambda bundle: iter([Finding("engine", "fail", "none")]))
     assert doctor.run(argparse.Namespace(json=False, bundle="default")) == EXIT_FAILURE
     assert capsys.readouterr().out == "fail engine    none\n"

@@ -89,9 +89,7 @@ def test_ledger_metric_cannot_be_counted_a_second_time(node: Exporter) -> None:
 
 
 @pytest.mark.parametrize("later", [{}, {("rac_node_frames_captured_total", "door"): 4}])
-def test_total_that_goes_backwards_stops_loudly(
-    node: Exporter, later: dict[tuple[object, ...], float]
-) -> None:
+def test_total_that_goes_backwards_stops_loudly(node: Exporter, later: dict[tuple[object, ...], float]) -> None:
     node.publish({("rac_node_frames_captured_total", "door"): 5})
     with pytest.raises(LedgerError, match="went from 5"):
         node.publish(later)

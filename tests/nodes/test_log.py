@@ -111,9 +111,7 @@ def test_repeats_are_written_once_a_second_with_their_number(
     assert lines[1].endswith("frame 50 is bad (and 49 more like it)")
 
 
-def test_repeats_of_another_camera_or_message_are_not_held_back(
-    text_log: LogHandler, stream: io.StringIO
-) -> None:
+def test_repeats_of_another_camera_or_message_are_not_held_back(text_log: LogHandler, stream: io.StringIO) -> None:
     for camera in ("door", "yard"):
         LOGGER.warning("down", extra={"camera": camera})
     LOGGER.warning("up", extra={"camera": "door"})
@@ -121,9 +119,7 @@ def test_repeats_of_another_camera_or_message_are_not_held_back(
     assert stream.getvalue().count("\n") == 4
 
 
-def test_repeats_that_stop_are_written_by_the_loop(
-    text_log: LogHandler, stream: io.StringIO, clock: FakeClock
-) -> None:
+def test_repeats_that_stop_are_written_by_the_loop(text_log: LogHandler, stream: io.StringIO, clock: FakeClock) -> None:
     for number in range(3):
         LOGGER.warning("frame %d is bad", number)
     text_log.flush_repeats()

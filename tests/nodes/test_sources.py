@@ -131,9 +131,7 @@ def test_password_is_in_no_text_of_a_source(url: str) -> None:
     assert source.location == url
 
 
-@pytest.mark.parametrize(
-    "url", ["rtsp://admin:hun/ter2@cam/s", "rtsp://admin:hun#ter2@cam/s", "ftp://a:ter2@h/"]
-)
+@pytest.mark.parametrize("url", ["rtsp://admin:hun/ter2@cam/s", "rtsp://admin:hun#ter2@cam/s", "ftp://a:ter2@h/"])
 def test_refused_url_does_not_show_its_password(url: str) -> None:
     """A slash or hash in a password makes another host of it; it is refused, and hidden all the same."""
     with pytest.raises(SourceError) as caught:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from random import Random
 
 import pytest
 from hypothesis import given, settings
@@ -14,9 +15,7 @@ from pipeline.ledger import Outcome
 
 MS = 1_000_000
 A, B = b"a" * 32, b"b" * 32
-SETTINGS = BatcherSettings(
-    max_frames=4, max_wait_ns=10 * MS, capacity=20, node_share=1.0, max_age_ns=1000 * MS
-)
+SETTINGS = BatcherSettings(max_frames=4, max_wait_ns=10 * MS, capacity=20, node_share=1.0, max_age_ns=1000 * MS)
 
 
 def new_batcher(**changes: object) -> Batcher[str]:
@@ -33,9 +32,7 @@ def offer(
     bundle_id: bytes = A,
     age_ns: int = 0,
 ) -> Refusal | None:
-    return batcher.offer(
-        item, node=node, camera=camera, bundle_id=bundle_id, now_ns=now_ns, born_ns=now_ns - age_ns
-    )
+    return batcher.offer(item, node=node, camera=camera, bundle_id=bundle_id, now_ns=now_ns, born_ns=now_ns - age_ns)
 
 
 def next_items(batcher: Batcher[str], now_ns: int = 10**12) -> str:
@@ -129,9 +126,7 @@ def test_frames_of_a_camera_keep_their_order() -> None:
 def test_queue_and_node_share_are_bounded() -> None:
     batcher = new_batcher(capacity=10, node_share=0.4)
     assert [offer(batcher, "x") for _ in range(5)] == [None] * 4 + [Refusal.NODE_SHARE]
-    assert [offer(batcher, "y", node=f"node-{index}") for index in range(7)] == [None] * 6 + [
-        Refusal.QUEUE_FULL
-    ]
+    assert [offer(batcher, "y", node=f"node-{index}") for index in range(7)] == [None] * 6 + [Refusal.QUEUE_FULL]
     assert offer(batcher, "x") is Refusal.QUEUE_FULL
     next_items(batcher)
     assert offer(batcher, "x") is None
@@ -171,10 +166,7 @@ def test_frame_too_old_on_arrival_is_refused() -> None:
     batcher = new_batcher()
     assert offer(batcher, "x", age_ns=1000 * MS) is Refusal.TOO_OLD
     assert (
-        new_batcher(max_age_ns=None).offer(
-            "x", node="n", camera="c", bundle_id=A, now_ns=0, born_ns=-(10**18)
-        )
-        is None
+        new_batcher(max_age_ns=None).offer("x", node="n", camera="c", bundle_id=A, now_ns=0, born_ns=-(10**18)) is None
     )
 
 
@@ -202,6 +194,24 @@ def test_frames_that_left_in_time_do_not_pile_up_by_age() -> None:
     assert not (batcher._queues or batcher._of_node or batcher._waiting)
 
 
+def test_frames_that_left_do_not_pile_up_behind_one_that_waits() -> None:
+    """And what waits still grows old in order after the clean-up."""
+    random = Random(1)
+    batcher = new_batcher(max_wait_ns=10**15, max_frames=2, capacity=100)
+    ages_ms = random.sample(range(100, 900), 40)
+    for age_ms in ages_ms:
+        offer(batcher, str(age_ms), bundle_id=age_ms.to_bytes(32, "big"), age_ns=age_ms * MS)
+        for _ in range(20):
+            offer(batcher, "x", age_ns=random.randrange(990) * MS)
+            offer(batcher, "y", age_ns=random.randrange(990) * MS)
+            assert next_items(batcher, 0) == "xy"
+            batcher.take_stale(0)
+            assert len(batcher._by_age) <= 2 * batcher.num_waiting + 66
+    for age_ms in sorted(ages_ms, reverse=True):
+        assert batcher.next_deadline_ns(0) == (1000 - age_ms) * MS
+        assert batcher.take_stale((1000 - age_ms) * MS) == [str(age_ms)]
+
+
 def test_closed_batcher_empties_at_once_and_takes_nothing() -> None:
     batcher = new_batcher()
     offer(batcher, "a", 5)
@@ -222,9 +232,7 @@ def test_take_all_empties_it_at_the_drain_deadline() -> None:
     assert repr(batcher) == "<Batcher open, 0 of 20 waiting>"
 
 
-@pytest.mark.parametrize(
-    "changes", [{"max_frames": 0}, {"capacity": 0}, {"node_share": 0.0}, {"node_share": 1.1}]
-)
+@pytest.mark.parametrize("changes", [{"max_frames": 0}, {"capacity": 0}, {"node_share": 0.0}, {"node_share": 1.1}])
 def test_sizes_without_room_are_refused(changes: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="room"):
         new_batcher(**changes)

@@ -91,9 +91,7 @@ def granted(actions: list[CloudAction]) -> list[tuple[bytes, int]]:
     ]
 
 
-def arrive(
-    cloud: CloudSessions, message: FrameMessage, routing_id: bytes = b"r1", now_ns: int = 0
-) -> FrameArrived:
+def arrive(cloud: CloudSessions, message: FrameMessage, routing_id: bytes = b"r1", now_ns: int = 0) -> FrameArrived:
     (arrived,) = cloud.receive(routing_id, message, now_ns)
     assert isinstance(arrived, FrameArrived)
     return arrived
@@ -176,9 +174,7 @@ def test_full_cloud_refuses_and_accepts_again() -> None:
 @pytest.mark.parametrize("message", [frame(0), Ping(1, 2), Pong(1, 2), Credit(1)])
 def test_without_session_everything_is_rejected(message: Message) -> None:
     cloud = new_cloud()
-    assert cloud.receive(b"r1", message, 0) == [
-        SendTo(b"r1", Reject(RejectCode.NO_SESSION, "say HELLO first"))
-    ]
+    assert cloud.receive(b"r1", message, 0) == [SendTo(b"r1", Reject(RejectCode.NO_SESSION, "say HELLO first"))]
     assert cloud.receive(b"r1", Bye("never mind"), 0) == []
     assert cloud.statistics().peak_sessions == 0
 
@@ -235,9 +231,7 @@ def test_message_that_no_node_may_send_costs_the_session(message: Message) -> No
         (WireLimitError("too large"), RejectCode.LIMITS),
     ],
 )
-def test_malformed_bytes_are_answered_by_what_is_wrong(
-    error: WireError, code: RejectCode, has_session: bool
-) -> None:
+def test_malformed_bytes_are_answered_by_what_is_wrong(error: WireError, code: RejectCode, has_session: bool) -> None:
     cloud = new_cloud()
     if has_session:
         open_session(cloud)

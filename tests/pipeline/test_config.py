@@ -14,9 +14,7 @@ from pipeline.config_sample import environment_name, render_sample
 from pipeline.errors import ConfigError
 
 
-def load_node(
-    tmp_path: Path, text: str = "", environment: Mapping[str, str] | None = None, **flags: Any
-) -> NodeConfig:
+def load_node(tmp_path: Path, text: str = "", environment: Mapping[str, str] | None = None, **flags: Any) -> NodeConfig:
     path = tmp_path / "node.yaml"
     path.write_text(text)
     return load_config(NodeConfig, path, environment or {}, flags)
@@ -66,9 +64,7 @@ def test_bad_value_is_forgiven_when_a_stronger_layer_replaces_it(tmp_path: Path)
         ('["tcp://127.0.0.1:1"]', ("tcp://127.0.0.1:1",)),
     ],
 )
-def test_environment_list_with_commas_or_as_json(
-    tmp_path: Path, text: str, expected: tuple[str, ...]
-) -> None:
+def test_environment_list_with_commas_or_as_json(tmp_path: Path, text: str, expected: tuple[str, ...]) -> None:
     assert load_node(tmp_path, "", {"RAC_CLOUD__ENDPOINTS": text}).cloud.endpoints == expected
 
 
@@ -92,8 +88,11 @@ def test_environment_of_the_other_program_and_other_variables_are_passed_over(tm
         ("name: two words", "name", "must be 1 to 64 of A-Z a-z 0-9 . _ -"),
         ("cloud: {endpoints: []}", "cloud.endpoints", "a list of one or more"),
         ("cloud: {endpoints: [127.0.0.1]}", "cloud.endpoints", "write tcp://HOST:PORT or ipc://PATH"),
-        ("link: {peer_timeout_s: 2}", "link", "peer_timeout_s (2) must be above heartbeat_s (2)"),
-        ("capture: {retry_min_s: 60}", "capture", "retry_max_s (30) must not be below retry_min_s (60)"),
+        (
+            "link: {reconnect_min_s: 60}",
+            "link",
+            "reconnect_max_s (30) must not be below reconnect_min_s (60)",
+        ),
         ("cameras: [{source: a, fpps: 2}]", "cameras[0].fpps", "did you mean fps?"),
         ("cameras: [a, {name: b}]", "cameras[1].source", "is missing"),
         ("cameras: [[1]]", "cameras[0]", "must be NAME=SOURCE or an object"),
@@ -101,13 +100,16 @@ def test_environment_of_the_other_program_and_other_variables_are_passed_over(tm
         ("cameras: [{source: a, roi: [0.5, 0, 0.6, 1]}]", "cameras[0].roi", "must lie inside the picture"),
     ],
 )
-def test_wrong_key_or_value_names_file_key_and_what_is_right(
-    tmp_path: Path, text: str, key: str, words: str
-) -> None:
+def test_wrong_key_or_value_names_file_key_and_what_is_right(tmp_path: Path, text: str, key: str, words: str) -> None:
     error = problem(tmp_path, text)
     assert error.source == str(tmp_path / "bad.yaml")
     assert error.key == key
     assert words in error.problem
+
+
+def test_peer_timeout_must_leave_room_for_a_heartbeat(tmp_path: Path) -> None:
+    error = problem(tmp_path, "link: {peer_timeout_s: 2}", model=CloudConfig)
+    assert (error.key, error.problem) == ("link", "peer_timeout_s (2) must be above heartbeat_s (2)")
 
 
 @pytest.mark.parametrize(

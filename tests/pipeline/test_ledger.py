@@ -150,8 +150,9 @@ def test_expire_closes_what_waits_too_long_and_only_that() -> None:
     send(ledger, 1, 20)
     assert ledger.next_expiry_ns(100) == 110
     assert ledger.expire(109, 100) == []
-    assert [closed.sequence for closed in ledger.expire(119, 100)] == [0]
-    assert [closed.sequence for closed in ledger.expire(500, 100)] == [1]
+    assert [closed.sequence for closed in ledger.expire(110, 100)] == [0]
+    assert ledger.expire(119, 100) == []
+    assert [closed.sequence for closed in ledger.expire(120, 100)] == [1]
     assert ledger.next_expiry_ns(100) is None
     total = totals(ledger)
     assert (total.dropped, total.in_flight, total.unanswered) == ({"expired": 2}, 1, 0)
@@ -190,6 +191,17 @@ def test_results_outside_the_balance_are_told_apart() -> None:
     total = totals(ledger)
     assert (total.late, total.repeated, total.unknown) == (1, 1, 2)
     assert (total.captured, total.results, total.dropped, total.in_flight) == (4, 1, {"expired": 2}, 1)
+
+
+def test_result_for_an_older_frame_that_still_waits_here_is_unknown() -> None:
+    ledger = Ledger()
+    ledger.capture("gate", 0, 0)
+    ledger.capture("gate", 1, 0)
+    send(ledger, 1)
+    ledger.answer("gate", 1, Outcome.OK, 1)
+    assert ledger.answer("gate", 0, Outcome.OK, 1) is None
+    total = totals(ledger)
+    assert (total.unknown, total.late, total.in_flight) == (1, 0, 1)
 
 
 def test_result_older_than_the_memory_is_late() -> None:
@@ -389,9 +401,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(data=st.data(), outcome=st.sampled_from(sorted(RESULT_OUTCOMES)))
     def answer(self, data: st.DataObject, outcome: Outcome) -> None:
         """A RESULT for any frame, waiting or not."""
-        camera = data.draw(
-            st.sampled_from(sorted(camera for camera, count in self.next_sequence.items() if count))
-        )
+        camera = data.draw(st.sampled_from(sorted(camera for camera, count in self.next_sequence.items() if count)))
         key = (camera, data.draw(st.integers(0, self.next_sequence[camera] + 1)))
         closed = self.ledger.answer(*key, outcome, self.now_ns)
         if self.open.get(key) is None:
@@ -404,11 +414,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(timeout_ns=st.integers(1, 100))
     def expire(self, timeout_ns: int) -> None:
-        due = {
-            key
-            for key, sent_ns in self.open.items()
-            if sent_ns is not None and self.now_ns - sent_ns >= timeout_ns
-        }
+        due = {key for key, sent_ns in self.open.items() if sent_ns is not None and self.now_ns - sent_ns >= timeout_ns}
         closed = self.ledger.expire(self.now_ns, timeout_ns)
         assert {(frame.camera, frame.sequence) for frame in closed} == due
         self.forget(due, Outcome.EXPIRED)
@@ -432,13 +438,9 @@ class LedgerMachine(RuleBasedStateMachine):
     @invariant()
     def balance_holds(self) -> None:
         total = totals(self.ledger)
-        assert (
-            total.captured == total.results + sum(total.dropped.values()) + total.in_flight == self.captured
-        )
+        assert total.captured == total.results + sum(total.dropped.values()) + total.in_flight == self.captured
         assert total.results == self.ended[Outcome.OK]
-        assert total.dropped == {
-            word: count for word, count in self.ended.items() if count and word != Outcome.OK
-        }
+        assert total.dropped == {word: count for word, count in self.ended.items() if count and word != Outcome.OK}
         assert total.in_flight == len(self.open)
         assert total.sent == len(self.sent)
         assert total.late + total.repeated + total.unknown == self.stray

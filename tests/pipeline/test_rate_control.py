@@ -50,15 +50,11 @@ class Simulation:
         return [change.after for _, change in self.changes]
 
 
-def observe(
-    controller: DepthController, elapsed_ns: int, times: int, now_ns: int = 0
-) -> list[DepthChange | None]:
+def observe(controller: DepthController, elapsed_ns: int, times: int, now_ns: int = 0) -> list[DepthChange | None]:
     return [controller.observe(controller.decide(), elapsed_ns, now_ns) for _ in range(times)]
 
 
-@pytest.mark.parametrize(
-    ("budget_ms", "depth"), [(100, 8), (9, 8), (8.9, 4), (5, 4), (2.5, 1), (1, 0), (0.5, 0)]
-)
+@pytest.mark.parametrize(("budget_ms", "depth"), [(100, 8), (9, 8), (8.9, 4), (5, 4), (2.5, 1), (1, 0), (0.5, 0)])
 def test_deepest_depth_that_fits_at_the_start(budget_ms: float, depth: int) -> None:
     controller = DepthController(COSTS, int(budget_ms * MS))
     assert controller.decide() == depth

@@ -86,9 +86,7 @@ class Node:
         self.name = name
         self.random = random
         self.connect = connect
-        hello = Hello(
-            0, name, random.randbytes(16), (BUNDLE,), (CameraEntry(0, "gate"), CameraEntry(1, "belt"))
-        )
+        hello = Hello(0, name, random.randbytes(16), (BUNDLE,), (CameraEntry(0, "gate"), CameraEntry(1, "belt")))
         self.session = NodeSession(NodeSettings(hello, ("tcp://cloud:5570",)), random.random)
         self.ledger = Ledger(["gate", "belt"])
         self.link: Link | None = None
@@ -201,8 +199,8 @@ class Cloud:
             if not link.is_open and not link.up:
                 del self.links[link.routing_id]
         while self.busy and self.busy[0][0] <= now_ns:
-            _, _, batch = heapq.heappop(self.busy)
-            for arrived in batch:
+            _, _, items = heapq.heappop(self.busy)
+            for arrived in items:
                 self.num_computed += 1
                 self.answer(arrived, Answer(Outcome.OK, (TopClass(7, "bottle", 0.5),)), now_ns)
         for arrived in self.batcher.take_stale(now_ns):
@@ -352,9 +350,11 @@ def test_cloud_that_restarts_with_an_empty_memory_gets_its_nodes_back() -> None:
 def test_welcome_is_lost_with_its_link_and_the_next_attempt_works() -> None:
     world = World(5, num_nodes=1, capacity=16)
     (node,) = world.nodes
-    while not any(isinstance(parse(parts), Welcome) for _, parts in node.link.down if node.link):
+    link = node.link
+    assert link is not None
+    while not any(isinstance(parse(parts), Welcome) for _, parts in link.down):
         world.run(0.01, fps=0.0)
-    node.link.cut()
+    link.cut()
     world.run(2.0)
     assert node.session.is_up
     ends = world.cloud.sessions.statistics().closed

@@ -21,9 +21,7 @@ from pipeline.codec.entropic_student import GDN1
     ],
     ids=["convolution", "depthwise", "transposed", "linear", "gdn"],
 )
-def test_count_of_one_layer(
-    layer: nn.Module, input_shape: tuple[int, ...], parameters: int, macs: int
-) -> None:
+def test_count_of_one_layer(layer: nn.Module, input_shape: tuple[int, ...], parameters: int, macs: int) -> None:
     counts = count(layer, input_shape)
     assert (counts.parameters, counts.macs) == (parameters, macs)
     assert len(counts.layers) == 1

@@ -102,9 +102,7 @@ def test_folded_normalisation_gives_the_same_latent(encoder: PaperEncoder, rever
     raw = pixels.flip(1) if reverse_channels else pixels
     with torch.no_grad():
         expected = encoder((pixels - mean) / std)
-        patch = fold_normalisation(
-            encoder.patch, INPUT_MEAN_RGB, INPUT_STD_RGB, reverse_channels=reverse_channels
-        )
+        patch = fold_normalisation(encoder.patch, INPUT_MEAN_RGB, INPUT_STD_RGB, reverse_channels=reverse_channels)
         folded = encoder.head(encoder.blocks(patch(raw)))
     torch.testing.assert_close(folded, expected, rtol=1e-4, atol=1e-5)
 
@@ -168,9 +166,7 @@ def test_codec_passes_gradients_to_encoder_decoder_and_prior() -> None:
     codec = build_paper_codec(PaperShape(depth=1, cut_channels=24))
     features, bits = codec(torch.randn(1, 3, 16, 16))
     (features.square().mean() + bits.mean()).backward()
-    trained = {
-        name for name, tensor in codec.named_parameters() if tensor.grad is not None and tensor.grad.any()
-    }
+    trained = {name for name, tensor in codec.named_parameters() if tensor.grad is not None and tensor.grad.any()}
     assert {name for name, _ in codec.named_parameters()} - trained == {"prior.quantiles"}
 
 

@@ -64,9 +64,7 @@ def test_likelihoods_equal_compressai_with_the_same_parameters(compressai_entrop
     with torch.no_grad():
         values = noisy.transpose(0, 1).reshape(CHANNELS, 1, -1)
         mass = reference._likelihood(values)[0].reshape(CHANNELS, 2, 9, 7).transpose(0, 1)
-        torch.testing.assert_close(
-            prior.likelihood(noisy), mass.clamp_min(LIKELIHOOD_FLOOR), rtol=1e-9, atol=1e-12
-        )
+        torch.testing.assert_close(prior.likelihood(noisy), mass.clamp_min(LIKELIHOOD_FLOOR), rtol=1e-9, atol=1e-12)
 
 
 def test_gradients_equal_compressai_with_the_same_parameters(compressai_entropy: ModuleType) -> None:

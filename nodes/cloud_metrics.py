@@ -1,0 +1,153 @@
+"""The cloud's metrics: the front's process owns all of them; workers report with their answers."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from nodes.cloud import AnsweredFrame, CloudFront
+from nodes.exporter import Exporter
+from nodes.metrics_server import Health
+from nodes.pool import BatchDone, SlotState, WorkerLost
+from nodes.results import ResultSink
+from pipeline.batching import Batch
+from pipeline.cloud_actions import FrameArrived, SessionClosed, SessionOpened
+from pipeline.frames import VIEW_SIDE_PX
+from pipeline.ledger import Outcome
+from pipeline.metrics import HANDSHAKE
+
+PUBLISH_EVERY_NS = 1_000_000_000
+
+
+class CloudMetrics:
+    """A watcher of the front's loop that fills the exporter.
+
+    Sessions, sinks and sockets keep totals of their own; they are carried over by their growth.
+    """
+
+    def __init__(
+        self,
+        exporter: Exporter,
+        health: Health,
+        version: str,
+        sinks: Sequence[ResultSink],
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._exporter, self._health, self._sinks, self._wall_clock = exporter, health, sinks, wall_clock
+        self._front: CloudFront | None = None
+        self._published_ns = 0
+        self._carried: dict[tuple[str, ...], float] = {}
+        exporter.inform("rac_cloud_build_info", version, platform.python_version())
+
+    def attach(self, front: CloudFront) -> None:
+        """Name the front whose state is published."""
+        self._front = front
+
+    def received(self, frame: FrameArrived, depth: int | None) -> None:
+        exporter = self._exporter
+        exporter.add("rac_cloud_frames_received_total", depth)
+        exporter.add("rac_cloud_bitstream_bytes_total", depth, amount=len(frame.frame.bitstream))
+        exporter.add("rac_cloud_coded_pixels_total", depth, amount=VIEW_SIDE_PX**2)
+
+    def batch_formed(self, batch: Batch[FrameArrived]) -> None:
+        self._exporter.observe("rac_cloud_batch_frames", len(batch.items))
+        self._exporter.observe("rac_cloud_batch_wait_seconds", max(batch.waits_ns) / 1e9)
+        for wait_ns in batch.waits_ns:
+            self._exporter.observe("rac_cloud_queue_wait_seconds", wait_ns / 1e9)
+
+    def batch_done(self, done: BatchDone, num_frames: int) -> None:
+        exporter, timings = self._exporter, done.answer.timings
+        # Decoder and tail are one graph, so feature decoding is part of `classify`.
+        exporter.observe("rac_cloud_stage_duration_seconds", timings.entropy_decode_ns / 1e9, "entropy_decode")
+        exporter.observe("rac_cloud_stage_duration_seconds", timings.classify_ns / 1e9, "classify")
+        exporter.add("rac_cloud_worker_busy_seconds_total", done.slot, amount=done.busy_ns / 1e9)
+        exporter.add("rac_cloud_worker_frames_total", done.slot, amount=num_frames)
+        exporter.set("rac_cloud_worker_last_batch_timestamp_seconds", self._wall_clock(), done.slot)
+
+    def answered(self, answered: AnsweredFrame) -> None:
+        if answered.outcome is not Outcome.OK:
+            return
+        exporter, answer, frame = self._exporter, answered.answer, answered.frame
+        depth, level = answered.depth, round((answered.level16 or 0) / 16)
+        exporter.observe("rac_cloud_end_to_end_seconds", (answered.answered_ns - frame.born_ns) / 1e9, depth)
+        exporter.observe("rac_cloud_top1_probability", answer.classes[0].probability, depth)
+        best, label = [entry.index for entry in answer.classes], frame.frame.label
+        if label is not None:
+            exporter.add("rac_cloud_labelled_frames_total", depth, level)
+            exporter.add("rac_cloud_camera_labelled_total", frame.node, frame.camera)
+            if best[0] == label:
+                exporter.add("rac_cloud_labelled_correct_total", depth, level, 1)
+                exporter.add("rac_cloud_camera_correct_total", frame.node, frame.camera)
+            if label in best:
+                exporter.add("rac_cloud_labelled_correct_total", depth, level, 5)
+        if answer.reference_top1 is not None:
+            exporter.add("rac_cloud_reference_frames_total", depth, level)
+            exporter.add("rac_cloud_camera_references_total", frame.node, frame.camera)
+            if best[0] == answer.reference_top1:
+                exporter.add("rac_cloud_reference_agreements_total", depth, level)
+                exporter.add("rac_cloud_camera_agreements_total", frame.node, frame.camera)
+
+    def worker_lost(self, lost: WorkerLost) -> None:
+        self._exporter.add("rac_cloud_worker_restarts_total", lost.reason.value)
+
+    def session_changed(self, action: SessionOpened | SessionClosed) -> None:
+        """Sessions are published from the session machine's own totals."""
+
+    def idle(self, now_ns: int) -> None:
+        """Say that the loop turns; once a second, publish."""
+        self._health.beat()
+        if now_ns - self._published_ns >= PUBLISH_EVERY_NS:
+            self._published_ns = now_ns
+            self.publish()
+
+    def publish(self) -> None:
+        """Bring gauges, carried totals and the ledger up to date."""
+        front, exporter = self._front, self._exporter
+        assert front is not None
+        ledger = front.ledger.snapshot()
+        totals: dict[tuple[object, ...], float] = {("rac_cloud_in_flight_frames",): ledger.in_flight}
+        totals |= {("rac_cloud_results_total", outcome): count for outcome, count in ledger.results.items()}
+        exporter.publish(totals)
+        for state in SlotState:
+            exporter.set("rac_cloud_workers", front.pool.count(state), state.value)
+        queue = front.batcher.statistics()
+        exporter.set("rac_cloud_queue_frames", queue.waiting)
+        exporter.set("rac_cloud_queue_limit_frames", queue.capacity)
+        self._publish_sessions(front)
+        self._carry(
+            "rac_cloud_network_bytes_total",
+            {"sent": front.door.sent_bytes, "received": front.door.received_bytes},
+        )
+        self._carry(
+            "rac_cloud_sink_dropped_total",
+            {str(place): sink.dropped for place, sink in enumerate(self._sinks)},
+        )
+        self._health.set_reasons([] if front.has_workers else ["no worker can serve yet"])
+
+    def _publish_sessions(self, front: CloudFront) -> None:
+        statistics = front.sessions.statistics()
+        self._exporter.set("rac_cloud_sessions", len(statistics.sessions))
+        self._exporter.set("rac_cloud_credit_outstanding_frames", statistics.credit)
+        known = {word: count for word, count in statistics.handshakes.items() if word in HANDSHAKE.values}
+        self._carry("rac_cloud_handshakes_total", known)
+        self._carry("rac_cloud_sessions_closed_total", statistics.closed)
+        singles = {
+            "rac_cloud_sequence_gaps_total": statistics.gaps,
+            "rac_cloud_frames_missing_total": statistics.missing,
+            "rac_cloud_frames_duplicate_total": statistics.duplicates,
+            "rac_cloud_credit_granted_total": statistics.credit_granted,
+        }
+        for name, total in singles.items():
+            self._grow((name,), total)
+
+    def _carry(self, name: str, totals: Mapping[str, float]) -> None:
+        for label, total in totals.items():
+            self._grow((name, str(label)), total)
+
+    def _grow(self, series: tuple[str, ...], total: float) -> None:
+        """Advance a counter to a total that somebody else keeps."""
+        grown = total - self._carried.get(series, 0.0)
+        if grown > 0:
+            self._carried[series] = total
+            self._exporter.add(series[0], *series[1:], amount=grown)
