@@ -39,15 +39,15 @@ class NetworkRecipe(RecipePart):
 
 
 class RateRecipe(RecipePart):
-    """Rate levels, each with the bits per pixel that its deepest exit shall take.
+    """Rate levels, lowest rate first, each with its weight lambda.
 
-    The weight of the rate follows: it rises while a level is above its target and falls while below, so that one run
-    lands on the wanted points instead of a sweep.
+    With `adaptation` the weight of a level rises while its deepest exit takes more than `target_bpp` and falls while it
+    takes less, so that one long run lands on the wanted points; short runs are better off with fixed weights.
     """
 
     target_bpp: tuple[float, ...] = (0.10, 0.17, 0.28, 0.45, 0.75)
-    initial_lmbda: tuple[float, ...] = (4.0, 2.4, 1.4, 0.8, 0.45)
-    adaptation: float = Field(0.003, ge=0, description="change of ln(lambda) a step for a rate off by a factor e")
+    initial_lmbda: tuple[float, ...] = (6.0, 3.0, 1.5, 0.75, 0.35)
+    adaptation: float = Field(0.0, ge=0, description="change of ln(lambda) a step for a rate off by a factor e")
     start_share: float = Field(0.03, ge=0, description="share of lambda during the warm-up")
 
     @model_validator(mode="after")
