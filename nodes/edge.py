@@ -23,7 +23,7 @@ from nodes.capture_events import BadFrames, CaptureEvent, Down, Finished, FrameA
 from nodes.lanes import Lane
 from nodes.uplink import Uplink, framed_bytes
 from pipeline.encoder import Encoder, OperatingPoint
-from pipeline.errors import WireError
+from pipeline.errors import CorruptBitstreamError, WireError
 from pipeline.frames import VIEW_SIDE_PX, Frame
 from pipeline.ledger import ClosedFrame, Ledger, Outcome
 from pipeline.rate_control import DepthChange, DepthController
@@ -267,6 +267,9 @@ class EdgeNode:
             symbols = self._encoder.symbols(frame.view, point)
             coded_ns = self._clock()
             bitstream = self._encoder.pack(symbols, point)
+        except CorruptBitstreamError:  # larger than any bitstream may be
+            self._drop(lane, frame, Outcome.OVERSIZE)
+            return
         except Exception:  # onnxruntime's exceptions share no base of their own; one frame, not the stream
             self._drop(lane, frame, Outcome.ENCODE_ERROR)
             return

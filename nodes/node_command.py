@@ -47,7 +47,7 @@ def run(config: NodeConfig, options: RunOptions) -> int:
     level16 = choose_level16(bundle, config.codec.rate)
     cameras = parse_cameras([camera.argument for camera in config.cameras])
     encoder = Encoder(bundle, config.codec.threads)
-    warm_up(bundle.tables.values())
+    warm_up(bundle.tables.values(), decoding=False)
     if config.codec.depth != "auto" and config.codec.depth not in bundle.manifest.depths:
         known = ", ".join(map(str, bundle.manifest.depths))
         raise ConfigError("command line", "codec.depth", f"{config.codec.depth} is not in the bundle: {known}")

@@ -96,10 +96,10 @@ def _answer(decoder: BatchDecoder, job: BatchJob) -> BatchAnswer:
 
 def _open_decoders(spec: WorkerSpec) -> dict[bytes, BatchDecoder]:
     """Load every bundle and run each once, so that the first frame is not the slow one."""
-    warm_up()
     decoders = {}
     for served in spec.bundles:
         bundle = load_bundle(served.source)
+        warm_up(bundle.tables.values())
         engine = open_engine(served.graphs, spec.engine, spec.threads, spec.precision)
         decoder = BatchDecoder(bundle, engine, read_vectors(served.graphs), time.perf_counter_ns)
         point = OperatingPoint(bundle.manifest.depths[0], bundle.manifest.levels16[0])

@@ -17,15 +17,18 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
+import stat
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pipeline.entropy.tables import TableSet, pack_tables, unpack_tables
 from pipeline.errors import BundleFormatError, BundleMismatchError
@@ -36,9 +39,16 @@ ENTROPY_CODER = "constriction-0.5.0/ans-u32-u64-24"
 MANIFEST_FILE, TABLES_FILE, DECODER_FILE = "manifest.json", "tables.npz", "decoder.safetensors"
 MAX_FILE_BYTES = 64 * 2**20
 """Far above any encoder that a camera box could run; keeps a hostile zip from filling the memory."""
+MAX_FILES, MAX_BUNDLE_BYTES = 32, 256 * 2**20
+"""Of all files together: sixteen graphs, manifest, tables and decoder are nineteen."""
+MAX_LATENT_CHANNELS, MAX_LATENT_SIDE = 4096, 56
+"""Stride 4 of a view; what a frame may ask the decoder to hold."""
+EXTERNAL_MARK = b"location"
+"""Key of every tensor that an ONNX graph keeps in another file; our graphs hold the word nowhere."""
 DEFAULT_FRAME_BYTES = 3000
 """What a frame may take when nobody asked for a level: a camera at 10 frames a second stays under 250 kbit/s."""
 BUNDLED_FOLDER = Path(__file__).parent / "bundles"
+_BUNDLE_FILE = re.compile(r"manifest\.json|tables\.npz|decoder\.safetensors|encoder-\d+\.onnx")
 
 
 class ManifestPart(BaseModel):
@@ -78,6 +88,10 @@ class Measured(ManifestPart):
     points: tuple[MeasuredPoint, ...]
 
 
+Byte = Annotated[int, Field(ge=0, le=255)]
+"""Depth and level16 take a byte each in the bitstream's header."""
+
+
 class Manifest(ManifestPart):
     """Everything that a bundle says of itself."""
 
@@ -89,13 +103,24 @@ class Manifest(ManifestPart):
     cut: str
     entropy_coder: str
     view: Literal["crop224"] = "crop224"
-    depths: tuple[int, ...] = Field(min_length=1, max_length=16)
-    levels16: tuple[int, ...] = Field(min_length=1, max_length=256)
-    latent_shape: tuple[int, int, int]
+    depths: tuple[Byte, ...] = Field(min_length=1, max_length=16)
+    levels16: tuple[Byte, ...] = Field(min_length=1, max_length=256)
+    latent_shape: tuple[
+        Annotated[int, Field(ge=1, le=MAX_LATENT_CHANNELS)],
+        Annotated[int, Field(ge=1, le=MAX_LATENT_SIDE)],
+        Annotated[int, Field(ge=1, le=MAX_LATENT_SIDE)],
+    ]
     network: dict[str, int | float | list[int]]
     training: dict[str, str | int | float]
     measured: Measured | None = None
     files: dict[str, FileEntry]
+
+    @field_validator("depths", "levels16")
+    @classmethod
+    def _check_rising(cls, values: tuple[int, ...]) -> tuple[int, ...]:
+        if list(values) != sorted(set(values)):
+            raise ValueError("must rise")
+        return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +157,8 @@ class Bundle:
     @property
     def default_level16(self) -> int:
         """The highest whole level whose frames stay within `DEFAULT_FRAME_BYTES` at the deepest exit."""
-        whole = [level16 for level16 in self.manifest.levels16 if level16 % 16 == 0]
+        levels16 = self.manifest.levels16
+        whole = [level16 for level16 in levels16 if level16 % 16 == 0] or list(levels16)
         deepest = max(self.manifest.depths)
         limit_bpp = 8 * DEFAULT_FRAME_BYTES / (224 * 224)
         points = {level16: self.measured_point(deepest, level16) for level16 in whole}
@@ -162,22 +188,44 @@ def pack_operating_points(
     arrays["gain_levels16"] = np.array(sorted(gains), np.uint8)
     arrays["gains"] = np.stack([gains[level16] for level16 in sorted(gains)]).astype(np.float32)
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    np.savez_compressed(buffer, **arrays)
     return buffer.getvalue()
+
+
+def check_target(folder: Path) -> None:
+    """Make sure that a bundle may be written there: sealing takes away what is not of the bundle.
+
+    Raises:
+        BundleFormatError: it is no folder, or holds something that no bundle holds.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise BundleFormatError(f"{folder}: is not a folder")
+    strange = sorted(entry.name for entry in folder.iterdir() if not _BUNDLE_FILE.fullmatch(entry.name))
+    if strange:
+        raise BundleFormatError(f"{folder}: holds {strange[0]}, which is not of a bundle; name an empty or new folder")
 
 
 def seal_bundle(folder: Path, manifest: Manifest, files: Mapping[str, bytes]) -> bytes:
     """Write a bundle's files and, last, its manifest with their hashes; return the id.
 
+    An older bundle in the folder is replaced; until the new manifest is there, the folder holds none.
+
     Args:
         manifest: its `files` are replaced by the hashes of `files`.
+
+    Raises:
+        BundleFormatError: the folder holds something that no bundle holds.
     """
+    check_target(folder)
     folder.mkdir(parents=True, exist_ok=True)
     entries = {
         name: FileEntry(sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
         for name, content in sorted(files.items())
     }
     sealed = manifest.model_copy(update={"files": entries})
+    (folder / MANIFEST_FILE).unlink(missing_ok=True)
     for old in folder.iterdir():
         if old.name not in entries:
             old.unlink()
@@ -194,13 +242,12 @@ def find_bundle(name_or_path: str) -> Path:
     Raises:
         BundleFormatError: there is none.
     """
-    bundled = BUNDLED_FOLDER / name_or_path
-    if "/" not in name_or_path and bundled.is_dir():
-        return bundled
-    path = Path(name_or_path)
-    if path.exists():
-        return path
     known = sorted(entry.name for entry in BUNDLED_FOLDER.iterdir()) if BUNDLED_FOLDER.is_dir() else []
+    if name_or_path in known:  # looked up, not joined: "." and ".." are paths
+        return BUNDLED_FOLDER / name_or_path
+    path = Path(name_or_path)
+    if name_or_path and path.exists():
+        return path
     raise BundleFormatError(f"{name_or_path}: no such bundle; in the package: {', '.join(known) or 'none'}")
 
 
@@ -212,7 +259,10 @@ def load_bundle(name_or_path: str) -> Bundle:
         BundleMismatchError: a file differs from its hash.
     """
     path = find_bundle(name_or_path)
-    contents = _read_zip(path) if path.is_file() else _read_folder(path)
+    try:
+        contents = _read_folder(path) if path.is_dir() else _read_zip(path)
+    except OSError as error:
+        raise BundleFormatError(f"{path}: cannot be read: {error.strerror or error}") from error
     manifest_bytes = contents.pop(MANIFEST_FILE, None)
     if manifest_bytes is None:
         raise BundleFormatError(f"{path}: no {MANIFEST_FILE}")
@@ -223,27 +273,44 @@ def load_bundle(name_or_path: str) -> Bundle:
 
 
 def _read_folder(path: Path) -> dict[str, bytes]:
-    contents = {}
+    sizes = {}
     for entry in sorted(path.iterdir()):
-        if entry.is_symlink() or not entry.is_file():
+        facts = entry.lstat()
+        if not stat.S_ISREG(facts.st_mode):
             raise BundleFormatError(f"{path}: {entry.name} is not a plain file")
-        if entry.stat().st_size > MAX_FILE_BYTES:
-            raise BundleFormatError(f"{path}: {entry.name} is larger than {MAX_FILE_BYTES} bytes")
-        contents[entry.name] = entry.read_bytes()
-    return contents
+        sizes[entry.name] = facts.st_size
+    _check_sizes(path, sizes)
+    return {name: (path / name).read_bytes() for name in sizes}
 
 
 def _read_zip(path: Path) -> dict[str, bytes]:
     try:
         with zipfile.ZipFile(path) as archive:
-            contents = {}
-            for entry in archive.infolist():
-                if "/" in entry.filename or entry.file_size > MAX_FILE_BYTES:
-                    raise BundleFormatError(f"{path}: {entry.filename} does not belong into a bundle")
-                contents[entry.filename] = archive.read(entry)
-            return contents
-    except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError) as error:
+            entries = {entry.filename: entry for entry in archive.infolist()}
+            if len(entries) < len(archive.infolist()):
+                raise BundleFormatError(f"{path}: a file occurs twice in the zip")
+            sizes = {name: entry.file_size for name, entry in entries.items()}
+            _check_sizes(path, sizes)
+            return {name: _read_entry(archive, entry) for name, entry in entries.items()}
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
         raise BundleFormatError(f"{path}: neither a bundle's folder nor a zip of one ({error})") from error
+
+
+def _check_sizes(path: Path, sizes: Mapping[str, int]) -> None:
+    """Refuse what is no bundle before any of it is read."""
+    for name, size_bytes in sizes.items():
+        if not _BUNDLE_FILE.fullmatch(name):
+            raise BundleFormatError(f"{path}: {name} does not belong into a bundle")
+        if size_bytes > MAX_FILE_BYTES:
+            raise BundleFormatError(f"{path}: {name} is larger than {MAX_FILE_BYTES} bytes")
+    if len(sizes) > MAX_FILES or sum(sizes.values()) > MAX_BUNDLE_BYTES:
+        raise BundleFormatError(f"{path}: more than {MAX_FILES} files or {MAX_BUNDLE_BYTES} bytes")
+
+
+def _read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
+    """Content of a zip's file, no more than the size that was checked: it may inflate to more than it says."""
+    with archive.open(entry) as file:
+        return file.read(entry.file_size)
 
 
 def _parse_manifest(path: Path, content: bytes) -> Manifest:
@@ -252,9 +319,12 @@ def _parse_manifest(path: Path, content: bytes) -> Manifest:
         if version != FORMAT_VERSION:
             raise BundleFormatError(f"{path}: bundle format {version}, this program reads {FORMAT_VERSION}")
         manifest = Manifest.model_validate_json(content)
-    except (ValidationError, ValueError, AttributeError) as error:
-        first = " ".join(str(error).split())[:200]
-        raise BundleFormatError(f"{path}: manifest is not valid: {first}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise BundleFormatError(f"{path}: manifest: {key}: {first['msg']}") from error
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise BundleFormatError(f"{path}: {MANIFEST_FILE} is not a manifest ({type(error).__name__})") from error
     if manifest.entropy_coder != ENTROPY_CODER:
         raise BundleFormatError(f"{path}: made for coder {manifest.entropy_coder}, this program has {ENTROPY_CODER}")
     return manifest
@@ -266,26 +336,41 @@ def _verify_files(path: Path, manifest: Manifest, contents: Mapping[str, bytes])
         odd = sorted(expected ^ set(contents)) or sorted(expected ^ set(manifest.files))
         raise BundleFormatError(f"{path}: missing or unknown files: {', '.join(odd)}")
     for name, entry in manifest.files.items():
-        if hashlib.sha256(contents[name]).hexdigest() != entry.sha256:
+        content = contents[name]
+        if len(content) != entry.size_bytes or hashlib.sha256(content).hexdigest() != entry.sha256:
             raise BundleMismatchError(f"{path}: {name} differs from its hash in the manifest; fetch the bundle again")
+        if name.endswith(".onnx") and EXTERNAL_MARK in content:
+            raise BundleFormatError(f"{path}: {name} keeps tensors in other files")
 
 
 def _read_operating_points(
     path: Path, manifest: Manifest, content: bytes
 ) -> tuple[dict[tuple[int, int], TableSet], dict[int, NDArray[np.float32]]]:
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        arrays = _read_arrays(content)
+    except (ValueError, OSError, MemoryError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise BundleFormatError(f"{path}: {TABLES_FILE} cannot be read ({error})") from error
-    levels, gains = arrays.pop("gain_levels16", None), arrays.pop("gains", None)
+    levels, found = arrays.pop("gain_levels16", None), arrays.pop("gains", None)
     channels = manifest.latent_shape[0]
-    if levels is None or gains is None or gains.shape != (len(levels), channels) or gains.dtype != np.float32:
+    if levels is None or found is None or found.shape != (levels.size, channels) or found.dtype != np.float32:
         raise BundleFormatError(f"{path}: {TABLES_FILE} holds no fitting gains")
-    if tuple(levels.tolist()) != manifest.levels16 or not np.all(np.isfinite(gains) & (gains > 0)):
+    gains = found.astype(np.float32)
+    if levels.tolist() != list(manifest.levels16) or not np.all(np.isfinite(gains) & (gains > 0)):
         raise BundleFormatError(f"{path}: gains in {TABLES_FILE} do not fit the manifest's levels")
     tables = dict(unpack_tables(arrays))
     points = {(depth, level16) for depth in manifest.depths for level16 in manifest.levels16}
     if set(tables) != points or any(len(table.sizes) != channels for table in tables.values()):
         raise BundleFormatError(f"{path}: tables do not cover the manifest's depths and levels")
     return tables, dict(zip(manifest.levels16, gains, strict=True))
+
+
+def _read_arrays(content: bytes) -> dict[str, NDArray[np.generic]]:
+    """Arrays of an npz; unlike numpy alone, refuses one that inflates to more than a file may have."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > MAX_FILE_BYTES:
+            raise ValueError(f"arrays of more than {MAX_FILE_BYTES} bytes")
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        found = {name: arrays[name] for name in arrays.files}
+    if not all(isinstance(array, np.ndarray) for array in found.values()):
+        raise ValueError("holds something that is no array")
+    return found

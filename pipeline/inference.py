@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import BundleFormatError
+from pipeline.errors import BundleFormatError, BundleMismatchError
 
 EngineName = Literal["openvino", "onnxruntime"]
 Precision = Literal["fp32", "bf16"]
@@ -69,6 +69,8 @@ class OpenVinoEngine:
             # Stated, because OpenVINO takes bf16 by itself on CPUs that have it.
             "INFERENCE_PRECISION_HINT": "f32" if precision == "fp32" else "bf16",
             "PERFORMANCE_HINT": "LATENCY",
+            # On by default, and every process then takes the first cores: all workers would share one.
+            "ENABLE_CPU_PINNING": False,
         }
         core = openvino.Core()
         self._cloud = core.compile_model(str(folder / CLOUD_GRAPH), "CPU", settings)
@@ -143,8 +145,15 @@ def read_vectors(folder: Path) -> Vectors:
 
 
 def graphs_folder(root: Path, bundle_id: bytes, weights: Path | None) -> Path:
-    """Where the cache keeps the graphs of a bundle, by its id and by the weights file that was given."""
-    own = "" if weights is None else "-" + hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
+    """Where the cache keeps the graphs of a bundle, by its id and by the weights file that was given.
+
+    Raises:
+        BundleMismatchError: the weights file cannot be read.
+    """
+    try:
+        own = "" if weights is None else "-" + file_sha256(weights)[:16]
+    except OSError as error:
+        raise BundleMismatchError(f"{weights}: classifier weights cannot be read: {error.strerror}") from error
     return root / f"{bundle_id.hex()[:32]}{own}-v{CACHE_VERSION}"
 
 
@@ -153,8 +162,9 @@ def find_graphs(root: Path, bundle_id: bytes, weights: Path | None) -> Path | No
     folder = graphs_folder(root, bundle_id, weights)
     try:
         facts = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
-        is_whole = all(file_sha256(folder / name) == digest for name, digest in facts["sha256"].items())
-    except (OSError, ValueError, KeyError):
+        digests = {name: file_sha256(folder / name) for name in (CLOUD_GRAPH, REFERENCE_GRAPH, VECTORS_FILE)}
+        is_whole = facts["sha256"] == digests and {"depths", "levels16"} <= set(facts)
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     return folder if is_whole else None
 

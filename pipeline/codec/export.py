@@ -39,8 +39,8 @@ from pipeline.errors import BundleFormatError
 
 LEVEL_STEP16 = 4
 """Tables are made for every quarter of a level: a kilobyte each, and rate control needs no finer steps."""
-HISTOGRAM_REACH = 128
-"""Symbols beyond +-128 are counted in the outermost bins; they are coded with the escape anyway."""
+HISTOGRAM_REACH = 500
+"""Symbols beyond it are counted in the outermost bins; they are coded with the escape anyway."""
 MIN_NONZERO_SHARE = 2e-5
 """A channel whose symbols are non-zero more rarely is left out: under one symbol a frame, and not worth a table."""
 MAX_SYMBOL_DIFFERENCES = 1e-3

@@ -45,13 +45,23 @@ Coder = Literal["constriction", "numba"]
 
 WORD = np.dtype("<u4")
 STATE_WORDS = 2
+NUM_BUCKETS = 1 << plain_coder.GUESS_BITS
 _PROBLEMS = {
     plain_coder.LEFT_OVER: "they do not end where the encoder began",
     plain_coder.BAD_ESCAPE: "an escape value is malformed",
     plain_coder.WILD_ESCAPE: f"an escape value is beyond +-{MAX_SYMBOL}",
 }
 
+# Tried by `warm_up`: both entries, escapes on either side, and enough bits for words to leave the state.
+_TRIAL_TABLES = TableSet(
+    np.zeros(1, np.int32), np.array([2], np.int32), np.array([[0, 40_000, 60_000, TOTAL]], np.uint32)
+)
+_TRIAL_SYMBOLS = np.array([[[0, 1, 1, 500, 0, 0, -3, 1] * 4]], np.int32)
+_TRIAL_WORDS = bytes.fromhex("000050cc1fc5cc1f3e1f19cbaa800589c7b1bb0f")
+
+# What is built from a set lives as long as the set.
 _MODELS: WeakKeyDictionary[TableSet, list[tuple[int, Any]]] = WeakKeyDictionary()
+_LOOKUPS: WeakKeyDictionary[TableSet, tuple[NDArray[np.uint32], NDArray[np.uint16]]] = WeakKeyDictionary()
 
 
 def encode_symbols(symbols: NDArray[np.int32], tables: TableSet, coder: Coder | None = None) -> bytes:
@@ -76,7 +86,7 @@ def encode_symbols(symbols: NDArray[np.int32], tables: TableSet, coder: Coder | 
 
 
 def decode_symbols(
-    words: bytes, tables: TableSet, shape: tuple[int, int, int], coder: Coder | None = None
+    words: bytes, tables: TableSet, shape: tuple[int, ...], coder: Coder | None = None
 ) -> NDArray[np.int32]:
     """Symbols int32 of the given shape (C, H, W).
 
@@ -95,12 +105,13 @@ def decode_symbols(
 def decode_batch(
     words: Sequence[bytes],
     tables: Sequence[TableSet],
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     coder: Coder | None = None,
 ) -> NDArray[np.int32]:
     """Symbols int32 (B, C, H, W) of a batch, each frame with its own tables.
 
     Args:
+        shape: (C, H, W) of every frame.
         coder: force one; default numba where it is installed.
 
     Raises:
@@ -108,8 +119,8 @@ def decode_batch(
         BitstreamError: one of the frames is bad; decode them one by one to find all that are.
         PipelineError: the coder is not installed.
     """
-    if len(words) != len(tables) or any(table.num_channels != shape[0] for table in tables):
-        raise TableMismatchError(f"tables do not fit {len(words)} frames of {shape[0]} channels")
+    if len(words) != len(tables) or len(shape) != 3 or any(shape[0] != table.num_channels for table in tables):
+        raise TableMismatchError(f"{len(tables)} table sets do not fit {len(words)} frames of shape {shape}")
     for frame in words:
         _check_words(frame)
     symbols = np.empty((len(words), shape[0], shape[1] * shape[2]), np.int32)
@@ -121,26 +132,31 @@ def decode_batch(
     return symbols.reshape(len(words), *shape)
 
 
-def warm_up(tables: Iterable[TableSet] = ()) -> None:
-    """Compile and build what this machine's coders need, so that no frame waits for it.
+def warm_up(tables: Iterable[TableSet] = (), *, decoding: bool = True) -> None:
+    """Compile and build what this machine's coders need, so that no frame waits for it, and try them.
 
     Compiling takes a few seconds the first time, and a fraction of one from numba's cache.
 
     Args:
         tables: sets that frames will use, such as a bundle's.
+        decoding: False on a node, which only encodes: numba is then left alone where constriction is
+            installed.
 
     Raises:
-        PipelineError: no coder is installed, or they disagree.
+        PipelineError: no coder is installed, or one has another word format.
     """
-    small = TableSet(np.zeros(1, np.int32), np.ones(1, np.int32), np.array([[0, 60_000, TOTAL]], np.uint32))
-    symbols = np.array([[[0, 0, 500, -3]]], np.int32)
-    if not np.array_equal(decode_symbols(encode_symbols(symbols, small), small, (1, 1, 4)), symbols):
-        raise PipelineError("this machine's entropy coders disagree: is its constriction another than 0.5.0?")
+    if encode_symbols(_TRIAL_SYMBOLS, _TRIAL_TABLES) != _TRIAL_WORDS:
+        raise PipelineError(f"{_default_encoder()} writes other words than constriction 0.5.0 does: install that")
+    coders = {_default_encoder()}
+    if decoding:
+        if not np.array_equal(decode_symbols(_TRIAL_WORDS, _TRIAL_TABLES, _TRIAL_SYMBOLS.shape), _TRIAL_SYMBOLS):
+            raise PipelineError(f"{_default_decoder()} reads other words than constriction 0.5.0 writes")
+        coders.add(_default_decoder())
     sets = list(tables)
-    if "constriction" in (_default_encoder(), _default_decoder()):
+    if "constriction" in coders:
         for table in sets:
             _models(table)
-    if _default_decoder() == "numba":
+    if decoding and _default_decoder() == "numba":
         _decoder_tables(sets)
 
 
@@ -261,30 +277,45 @@ class _DecoderTables:
     def __init__(self, sets: Sequence[TableSet]) -> None:
         ends = np.cumsum([0, *(table.num_channels for table in sets)]).tolist()
         self.first_rows = WeakKeyDictionary(zip(sets, ends, strict=False))
+        parts = [_lookups(table) for table in sets]
         offsets = np.concatenate([*(table.offsets for table in sets), np.empty(0, np.int32)])
         sizes = np.concatenate([*(table.sizes for table in sets), np.empty(0, np.int32)])
-        lengths = np.where(sizes == 0, 0, sizes + 2)
-        rows = [
-            table.cumulative24[np.arange(table.cumulative24.shape[1]) < lengths[begin:end, None]]
-            for table, begin, end in zip(sets, ends, ends[1:], strict=False)
-        ]
-        cumulative = np.concatenate([*rows, np.empty(0, np.uint32)])
-        row_starts = np.cumsum(lengths, dtype=np.int64) - lengths
-        guesses = _first_guesses(cumulative, np.repeat(np.arange(len(sizes)), lengths), len(sizes))
-        self.arrays = (cumulative, row_starts, guesses, offsets, sizes)
+        lengths = _row_lengths(sizes)
+        self.arrays = (
+            np.concatenate([*(cumulative for cumulative, _ in parts), np.empty(0, np.uint32)]),
+            np.cumsum(lengths) - lengths,
+            np.concatenate([*(guesses for _, guesses in parts), np.empty((0, NUM_BUCKETS), np.uint16)]),
+            offsets,
+            sizes,
+        )
         for array in self.arrays:
             array.setflags(write=False)
 
 
-def _first_guesses(cumulative: NDArray[np.uint32], rows: NDArray[np.intp], num_rows: int) -> NDArray[np.uint16]:
-    """Entry (R, 1024) of each bucket's least quantile: as many as begin at or before it, less one."""
-    num_buckets = 1 << plain_coder.GUESS_BITS
-    width = (1 << CODER_BITS) // num_buckets
-    first_bucket = (cumulative.astype(np.int64) + width - 1) // width
-    begun = np.bincount(rows * (num_buckets + 1) + first_bucket, minlength=num_rows * (num_buckets + 1))
-    last_begun = np.cumsum(begun.reshape(num_rows, num_buckets + 1)[:, :num_buckets], axis=1) - 1
-    guesses: NDArray[np.uint16] = np.maximum(last_begun, 0).astype(np.uint16)  # none: a channel left out
-    return guesses
+def _lookups(tables: TableSet) -> tuple[NDArray[np.uint32], NDArray[np.uint16]]:
+    """Cumulative rows of a set one behind the other, without padding, and first guesses (C, 1024); built
+    once.
+
+    The first guess is the entry that holds a bucket's least quantile: as many as begin at or before it, less
+    one.
+    """
+    lookups = _LOOKUPS.get(tables)
+    if lookups is None:
+        lengths = _row_lengths(tables.sizes)
+        rows, columns = np.nonzero(np.arange(tables.cumulative24.shape[1]) < lengths[:, None])
+        cumulative = tables.cumulative24[rows, columns]
+        width = (1 << CODER_BITS) // NUM_BUCKETS
+        first_buckets = (cumulative.astype(np.int64) + width - 1) // width
+        begun = np.zeros((tables.num_channels, NUM_BUCKETS + 1), np.int64)
+        np.add.at(begun, (rows, first_buckets), 1)
+        guesses = np.cumsum(begun[:, :NUM_BUCKETS], axis=1) - 1
+        lookups = _LOOKUPS[tables] = (cumulative, np.maximum(guesses, 0).astype(np.uint16))
+    return lookups
+
+
+def _row_lengths(sizes: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Numbers in each row of cumulative frequencies; none for a channel left out."""
+    return np.where(sizes == 0, 0, sizes + 2).astype(np.int64)
 
 
 _SHARED = [_DecoderTables([])]
@@ -355,6 +386,6 @@ def _compile(numba: Any, signature: Any, function: Callable[..., Any]) -> Callab
     compiled: Callable[..., Any]
     try:
         compiled = numba.njit(signature, nogil=True, cache=True)(function)
-    except RuntimeError:  # neither folder can be written
+    except Exception:  # neither folder can be written, or what lies there cannot be read
         compiled = numba.njit(signature, nogil=True)(function)
     return compiled

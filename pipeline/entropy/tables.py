@@ -25,7 +25,8 @@ MAX_SYMBOL = 1 << 15
 MAX_ENTRIES = 1 << 10
 """Plain symbols of one table; trained tables have some tens, and 1,024 still leave a share of 64 to each."""
 MAX_CELLS = 1 << 24
-"""Numbers in all cumulative tables of a bundle together: 64 MiB, ten times what 5 depths x 64 levels take."""
+"""Numbers in all cumulative tables of a bundle together: 64 MiB, several times what 5 depths x 64 levels
+take."""
 PIECE_BITS = 4
 """An escape value travels in pieces of 4 flat bits: three of the value, low ones first, and "more"."""
 MAX_PIECES = 6

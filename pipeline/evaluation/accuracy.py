@@ -67,6 +67,16 @@ def make_point(
     )
 
 
+def whole_levels(bundle: Bundle) -> list[OperatingPoint]:
+    """Every depth at every whole level: what a bundle is measured at."""
+    return [
+        OperatingPoint(depth, level16)
+        for depth in bundle.manifest.depths
+        for level16 in bundle.manifest.levels16
+        if level16 % 16 == 0
+    ]
+
+
 def classify_reference(engine: Engine, views: NDArray[np.uint8]) -> NDArray[np.int64]:
     """The uncompressed classifier's class (N,) of each view."""
     best = [engine.classify_views(views[start : start + BATCH]).argmax(axis=1) for start in range(0, len(views), BATCH)]

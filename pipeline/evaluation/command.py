@@ -11,25 +11,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.bundle import Bundle, load_bundle
+from pipeline.bundle import load_bundle
 from pipeline.codec.cache import prepare_graphs
 from pipeline.decoding import BatchDecoder
-from pipeline.encoder import Encoder, OperatingPoint
-from pipeline.evaluation.accuracy import RatePoint, classify_reference, measure_bundle
+from pipeline.encoder import Encoder
+from pipeline.evaluation.accuracy import RatePoint, classify_reference, measure_bundle, whole_levels
 from pipeline.evaluation.baselines import measure_picture_codec, picture_codecs
 from pipeline.evaluation.pictures import load_labelled_views
 from pipeline.evaluation.report import as_json, as_markdown, plot
 from pipeline.inference import cache_root, choose_engine, open_engine, read_vectors
-
-
-def whole_levels(bundle: Bundle) -> list[OperatingPoint]:
-    """Every depth at every whole level."""
-    return [
-        OperatingPoint(depth, level16)
-        for depth in bundle.manifest.depths
-        for level16 in bundle.manifest.levels16
-        if level16 % 16 == 0
-    ]
 
 
 def run(args: argparse.Namespace) -> int:

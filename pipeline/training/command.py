@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def build_training(recipe: Recipe, device: str, threads: int) -> NestedTraining:
     pictures = load_pictures(recipe.data.folders)
     classifier = load_classifier(recipe.classifier)
     engine: Engine
-    if device == "cpu":
+    if device == "cpu" and find_spec("openvino") is not None:
         engine = OpenVinoEngine(classifier, recipe.cut, threads)
     else:
         engine = TorchEngine(classifier.to(device), recipe.cut)

@@ -15,9 +15,9 @@ from pipeline.codec.cache import classifier_sha256, prepare_graphs
 from pipeline.codec.classifier import load_classifier
 from pipeline.codec.export import BundleFacts, export_bundle, seal_measured
 from pipeline.decoding import BatchDecoder
-from pipeline.encoder import Encoder, OperatingPoint
+from pipeline.encoder import Encoder
 from pipeline.errors import TrainingError
-from pipeline.evaluation.accuracy import classify_reference, measure_bundle
+from pipeline.evaluation.accuracy import classify_reference, measure_bundle, whole_levels
 from pipeline.evaluation.pictures import load_labelled_views
 from pipeline.inference import cache_root, choose_engine, open_engine, read_vectors
 from pipeline.training.checkpoint import load_checkpoint
@@ -86,12 +86,7 @@ def _measure(bundle: Bundle, args: argparse.Namespace, held_out: np.ndarray) -> 
         views,
         reference,
         labels,
-        [
-            OperatingPoint(depth, level16)
-            for depth in bundle.manifest.depths
-            for level16 in bundle.manifest.levels16
-            if level16 % 16 == 0
-        ],
+        whole_levels(bundle),
         lambda point: print(
             f"depth {point.depth} level {point.rate:g}: {point.bpp:.3f} bpp, agreement {point.agreement:.3f}",
             file=sys.stderr,

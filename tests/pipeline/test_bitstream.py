@@ -29,9 +29,7 @@ from pipeline.errors import BitstreamError, CorruptBitstreamError, TruncatedBits
 steady = settings(derandomize=True, deadline=None)
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "bitstream" / "version-1.hex"
-EXAMPLE = Bitstream(
-    kind=0, bundle_id8=bytes(range(0xA0, 0xA8)), depth=4, level16=36, words=bytes(range(1, 13))
-)
+EXAMPLE = Bitstream(kind=0, bundle_id8=bytes(range(0xA0, 0xA8)), depth=4, level16=36, words=bytes(range(1, 13)))
 
 any_bitstream = st.builds(
     Bitstream,

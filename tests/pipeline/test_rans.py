@@ -12,8 +12,9 @@ import os
 import subprocess
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -48,7 +49,9 @@ steady = settings(derandomize=True, deadline=None)
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "entropy"
 BUNDLES = sorted((Path(__file__).parents[2] / "pipeline" / "bundles").glob("*/tables.npz"))
-CODERS: tuple[Coder, ...] = ("constriction", "numba")
+# constriction has no wheel for Linux on arm64; there the golden words alone hold numba to its format.
+HAS_CONSTRICTION = find_spec("constriction") is not None
+CODERS: tuple[Coder, ...] = ("constriction", "numba") if HAS_CONSTRICTION else ("numba",)
 
 Case = tuple[TableSet, NDArray[np.int32]]
 
@@ -110,7 +113,7 @@ def realistic_case(channels: int = 48, seed: int = 3) -> Case:
     random = np.random.default_rng(seed)
     scales = np.exp(random.uniform(-2.5, 1.0, (1, channels, 1, 1)))
     symbols = np.rint(random.laplace(0, scales, (12, channels, 28, 28))).astype(np.int32)
-    symbols[:, 5] = 0
+    symbols[:, 1] = 0
     clipped = np.clip(symbols, -64, 64) + 64
     counts = np.stack([np.bincount(clipped[1:, c].ravel(), minlength=129) for c in range(channels)])
     return fit_tables(counts, -64), symbols[0]
@@ -119,7 +122,7 @@ def realistic_case(channels: int = 48, seed: int = 3) -> Case:
 def decode_or_error(words: bytes, tables: TableSet, shape: tuple[int, ...], coder: Coder) -> bytes | None:
     """Decoded symbols as bytes, None for a BitstreamError; any other error fails the test."""
     try:
-        return decode_symbols(words, tables, shape, coder).tobytes()  # type: ignore[arg-type]
+        return decode_symbols(words, tables, shape, coder).tobytes()
     except BitstreamError:
         return None
 
@@ -131,7 +134,7 @@ def decode_or_error(words: bytes, tables: TableSet, shape: tuple[int, ...], code
 @given(cases())
 def test_both_coders_give_equal_words_and_the_symbols_back(case: Case) -> None:
     tables, symbols = case
-    words = encode_symbols(symbols, tables, "constriction")
+    words = encode_symbols(symbols, tables, CODERS[0])
     assert encode_symbols(symbols, tables, "numba") == words
     for coder in CODERS:
         assert np.array_equal(decode_symbols(words, tables, symbols.shape, coder), symbols)
@@ -148,14 +151,13 @@ def test_size_is_within_half_a_percent_and_eight_bytes_of_the_ideal(case: Case) 
 @given(cases(max_side=5))
 def test_functions_without_numba_give_the_same(case: Case) -> None:
     tables, symbols = case
-    words = encode_symbols(symbols, tables, "constriction")
+    words = encode_symbols(symbols, tables, CODERS[0])
     with plain_functions():
         assert encode_symbols(symbols, tables, "numba") == words
         assert np.array_equal(decode_symbols(words, tables, symbols.shape, "numba"), symbols)
         if len(words) > 4:
-            assert decode_or_error(words[4:], tables, symbols.shape, "numba") == decode_or_error(
-                words[4:], tables, symbols.shape, "constriction"
-            )
+            answers = [decode_or_error(words[4:], tables, symbols.shape, coder) for coder in CODERS]
+            assert answers[0] == answers[-1]
 
 
 @pytest.mark.parametrize("path", BUNDLES, ids=[path.parent.name for path in BUNDLES])
@@ -165,7 +167,7 @@ def test_both_coders_agree_on_every_shipped_table(path: Path) -> None:
     random = np.random.default_rng(17)
     for tables in sets.values():
         symbols = symbols_of(random, tables, 8, wild_share=0.001)
-        words = encode_symbols(symbols, tables, "constriction")
+        words = encode_symbols(symbols, tables, CODERS[0])
         assert encode_symbols(symbols, tables, "numba") == words
         assert len(words) <= 1.005 * tables.ideal_bits(symbols) / 8 + 8
         for coder in CODERS:
@@ -196,14 +198,16 @@ def test_coder_takes_any_layout_and_leaves_the_symbols_alone(coder: Coder) -> No
 def test_symbols_that_do_not_belong_to_the_tables_raise(coder: Coder) -> None:
     tables, symbols = realistic_case(channels=8)
     not_zero = symbols.copy()
-    not_zero[5, 27, 27] = 1
+    not_zero[1, 27, 27] = 1
     too_large = symbols.copy()
     too_large[0, 0, 0] = MAX_SYMBOL + 1
-    for bad in (not_zero, too_large, symbols[:7], symbols.astype(np.int16)):
+    other_type: Any = symbols.astype(np.int16)
+    for bad in (not_zero, too_large, symbols[:7], other_type):
         with pytest.raises(TableMismatchError):
             encode_symbols(bad, tables, coder)
-    with pytest.raises(TableMismatchError):
-        decode_symbols(b"", tables, (7, 28, 28), coder)
+    for shape in ((7, 28, 28), (8, 784)):
+        with pytest.raises(TableMismatchError):
+            decode_symbols(b"", tables, shape, coder)
     with pytest.raises(TableMismatchError):
         decode_batch([b"", b""], [tables], (8, 28, 28), coder)
 
@@ -233,16 +237,16 @@ def test_empty_batch_is_an_empty_array(coder: Coder) -> None:
 def test_a_bad_frame_fails_its_batch_and_no_other_reads_its_words(coder: Coder) -> None:
     tables, symbols = realistic_case(channels=8)
     words = encode_symbols(symbols, tables)
-    for bad in (words[4:], words[:-4], b"", words + words):
+    for bad in (words[4:], words[:-4], words + words):
         with pytest.raises(BitstreamError):
-            decode_batch([words, bad, words], [tables] * 3, symbols.shape, coder)  # type: ignore[arg-type]
+            decode_batch([words, bad, words], [tables] * 3, symbols.shape, coder)
 
 
 def test_message_of_a_bad_frame_names_its_place() -> None:
     tables, symbols = realistic_case(channels=8)
     words = encode_symbols(symbols, tables)
     with pytest.raises(CorruptBitstreamError, match="frame 1 of 3"):
-        decode_batch([words, words[4:], words], [tables] * 3, symbols.shape, "numba")  # type: ignore[arg-type]
+        decode_batch([words, words[4:], words], [tables] * 3, symbols.shape, "numba")
 
 
 def test_dead_table_sets_leave_nothing_behind() -> None:
@@ -265,15 +269,16 @@ def test_dead_table_sets_leave_nothing_behind() -> None:
 
 @pytest.mark.parametrize("coder", CODERS)
 def test_words_cut_anywhere_raise(coder: Coder) -> None:
+    """All words gone is no error here: that is the frame whose every symbol is the first of its table."""
     tables, symbols = realistic_case(channels=4)
     words = encode_symbols(symbols, tables)
-    for length in [*range(0, 40), *range(40, len(words), 53)]:
+    for length in [*range(1, 40), *range(40, len(words), 53)]:
         error = TruncatedBitstreamError if length % 4 else CorruptBitstreamError
         with pytest.raises(error):
-            decode_symbols(words[:length], tables, symbols.shape, coder)  # type: ignore[arg-type]
-        if length % 4 == 0 and length > 0:
+            decode_symbols(words[:length], tables, symbols.shape, coder)
+        if length % 4 == 0:
             with pytest.raises(CorruptBitstreamError):
-                decode_symbols(words[length:], tables, symbols.shape, coder)  # type: ignore[arg-type]
+                decode_symbols(words[length:], tables, symbols.shape, coder)
 
 
 @pytest.mark.parametrize("coder", CODERS)
@@ -282,7 +287,7 @@ def test_words_that_end_in_zero_or_go_on_raise(coder: Coder) -> None:
     words = encode_symbols(symbols, tables)
     for bad in (words + bytes(4), bytes(4), b"\1\0\0\0" + words, words + b"\1\0\0\0"):
         with pytest.raises(CorruptBitstreamError):
-            decode_symbols(bad, tables, symbols.shape, coder)  # type: ignore[arg-type]
+            decode_symbols(bad, tables, symbols.shape, coder)
 
 
 @steady
@@ -293,7 +298,7 @@ def test_mutated_words_raise_bitstream_errors_only_and_both_coders_agree(case: C
     for _ in range(data.draw(st.integers(1, 4)) if words else 0):
         words[data.draw(st.integers(0, len(words) - 1))] = data.draw(st.integers(0, 255))
     answers = [decode_or_error(bytes(words), tables, symbols.shape, coder) for coder in CODERS]
-    assert answers[0] == answers[1]
+    assert answers[0] == answers[-1]
 
 
 @steady
@@ -301,7 +306,7 @@ def test_mutated_words_raise_bitstream_errors_only_and_both_coders_agree(case: C
 def test_random_words_raise_bitstream_errors_only_and_both_coders_agree(case: Case, words: bytes) -> None:
     tables, symbols = case
     answers = [decode_or_error(words, tables, symbols.shape, coder) for coder in CODERS]
-    assert answers[0] == answers[1]
+    assert answers[0] == answers[-1]
 
 
 def words_of_pieces(pieces: list[int]) -> bytes:
@@ -354,11 +359,17 @@ def test_decoder_reads_no_word_that_is_not_its_frames() -> None:
     row = np.array([known.first_rows[tables]])
     limits = (MAX_SYMBOL, MAX_PIECES)
     for _ in range(20):
-        words = Watched(random.integers(1, 2**32, 12, dtype=np.uint32))
+        words: Any = Watched(random.integers(1, 2**32, 12, dtype=np.uint32))
         begin, end = sorted(random.integers(0, 13, 2).tolist())
         symbols, statuses = np.empty((1, 3, 60), np.int32), np.zeros(1, np.uint8)
         plain_coder.decode_frames(
-            words, np.array([begin, end]), row, *known.arrays, *limits, symbols, statuses  # type: ignore[arg-type]
+            words,
+            np.array([begin, end]),
+            row,
+            *known.arrays,
+            *limits,
+            symbols,
+            statuses,
         )
         assert set(words.read) <= set(range(begin, end))
         assert words.read == sorted(words.read, reverse=True)
@@ -367,11 +378,16 @@ def test_decoder_reads_no_word_that_is_not_its_frames() -> None:
 # The coders as parts that may be missing or fail
 
 
-def test_importing_the_coder_loads_neither_numba_nor_constriction() -> None:
-    """A node pays for what it uses."""
-    code = "import sys, pipeline.entropy.rans; print([m for m in ('numba', 'constriction') if m in sys.modules])"
+@pytest.mark.skipif(not HAS_CONSTRICTION, reason="constriction is not installed")
+def test_encoding_node_never_loads_numba_and_imports_nothing_before_use() -> None:
+    """A node pays for what it uses: numba takes half a second and 80 MB."""
+    code = (
+        "import sys, pipeline.entropy.rans as rans\n"
+        "loaded = lambda: [name for name in ('constriction', 'numba') if name in sys.modules]\n"
+        "before = loaded(); rans.warm_up(decoding=False); print(before, loaded())"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
+    assert result.stdout.strip() == "[] ['constriction']"
 
 
 @pytest.mark.parametrize("coder", CODERS)
@@ -383,12 +399,13 @@ def test_missing_coder_is_named(coder: Coder, monkeypatch: pytest.MonkeyPatch) -
         encode_symbols(symbols, tables, coder)
 
 
+@pytest.mark.skipif(not HAS_CONSTRICTION, reason="constriction is not installed")
 def test_panic_of_native_code_is_a_bitstream_error(monkeypatch: pytest.MonkeyPatch) -> None:
     class PanicException(BaseException):
         pass
 
     tables, symbols = realistic_case(channels=8)
-    words = encode_symbols(symbols, tables, "constriction")
+    words = encode_symbols(symbols, tables, CODERS[0])
     raised: list[BaseException] = [PanicException("index out of bounds"), KeyboardInterrupt()]
 
     def make_coder(*_: object) -> None:
@@ -397,15 +414,32 @@ def test_panic_of_native_code_is_a_bitstream_error(monkeypatch: pytest.MonkeyPat
     stream = SimpleNamespace(stack=SimpleNamespace(AnsCoder=make_coder))
     monkeypatch.setattr(rans, "_import_coder", lambda name: SimpleNamespace(stream=stream))
     with pytest.raises(CorruptBitstreamError, match="index out of bounds"):
-        decode_symbols(words, tables, symbols.shape, "constriction")  # type: ignore[arg-type]
+        decode_symbols(words, tables, symbols.shape, "constriction")
     with pytest.raises(KeyboardInterrupt):
-        decode_symbols(words, tables, symbols.shape, "constriction")  # type: ignore[arg-type]
+        decode_symbols(words, tables, symbols.shape, "constriction")
 
 
-def test_warm_up_finds_coders_that_disagree(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rans, "decode_symbols", lambda *_: np.zeros((1, 1, 4), np.int32))
-    with pytest.raises(PipelineError, match="disagree"):
+def test_warm_up_refuses_a_coder_of_another_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another version of constriction codes and decodes its own words in peace, and nobody else's."""
+    with monkeypatch.context() as patch:
+        patch.setattr(rans, "encode_symbols", lambda *_: b"\1\2\3\4")
+        with pytest.raises(PipelineError, match="writes other words"):
+            warm_up(decoding=False)
+    monkeypatch.setattr(rans, "decode_symbols", lambda *_: np.zeros((1, 1, 32), np.int32))
+    warm_up(decoding=False)
+    with pytest.raises(PipelineError, match="reads other words"):
         warm_up()
+
+
+def test_compiler_without_a_place_for_its_cache_compiles_all_the_same() -> None:
+    def njit(_: object, nogil: bool, cache: bool = False) -> Callable[[Any], Any]:
+        assert nogil
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return lambda function: {"compiled": function}
+
+    compiled: Any = rans._compile(SimpleNamespace(njit=njit), None, len)
+    assert compiled == {"compiled": len}
 
 
 # Against others
@@ -469,7 +503,7 @@ def test_golden_words(name: str) -> None:
             "offsets": tables.offsets.tolist(),
             "frequencies": [tables.frequencies(c).tolist() for c in range(tables.num_channels)],
             "symbols": symbols.tolist(),
-            "words": encode_symbols(symbols, tables, "constriction").hex(),
+            "words": encode_symbols(symbols, tables, CODERS[0]).hex(),
         }
         path.write_text(json.dumps(content) + "\n", encoding="ascii")
     golden = json.loads(path.read_text(encoding="ascii"))
