@@ -21,10 +21,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from enum import StrEnum
-from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
-from typing import Final
+from typing import Final, Protocol
 
 from nodes.capture_child import run_reader
 from nodes.capture_events import BadFrames, CaptureEvent, Down, Finished, FrameArrived, Settled, Up
@@ -43,6 +42,7 @@ from nodes.capture_link import (
     parse_size,
 )
 from nodes.sources import Source, SourceKind
+from nodes.spawning import start_shielded
 
 _S: Final = 1_000_000_000
 FIRST_RETRY_S: Final = 0.5
@@ -121,6 +121,11 @@ class CameraReader:
     def is_live(self) -> bool:
         """Whether only the newest frame is kept; else the source waits for every request."""
         return self.source.is_live
+
+    @property
+    def is_up(self) -> bool:
+        """Whether pictures come."""
+        return self.state is CaptureState.UP
 
     @property
     def has_ended(self) -> bool:
@@ -226,7 +231,7 @@ class CameraReader:
                 daemon=True,
             )
             try:
-                _start_without_interrupts(process)
+                start_shielded(process, (signal.SIGINT,))
             except OSError as error:
                 mine.close()
                 text = f"{self.source.text}: no reader process: {error}"
@@ -329,7 +334,19 @@ class CameraReader:
                 self._link.send(order, socket.MSG_DONTWAIT)
 
 
-def stop_readers(readers: Sequence[CameraReader]) -> None:
+class StoppableReader(Protocol):
+    """What stopping needs of a `CameraReader`."""
+
+    def fileno(self) -> int: ...
+
+    def receive(self, now_ns: int) -> list[CaptureEvent]: ...
+
+    def stop(self, now_ns: int) -> None: ...
+
+    def kill(self) -> None: ...
+
+
+def stop_readers(readers: Sequence[StoppableReader]) -> None:
     """Stop cameras from any state, all at once; returns within a second, and then no process is left."""
     for reader in readers:
         reader.stop(time.monotonic_ns())
@@ -342,18 +359,3 @@ def stop_readers(readers: Sequence[CameraReader]) -> None:
             reader.receive(time.monotonic_ns())
     for reader in readers:
         reader.kill()
-
-
-def _start_without_interrupts(process: SpawnProcess) -> None:
-    """Start a process that never sees Ctrl-C.
-
-    A terminal sends it to the whole group; the parent decides what it means, and readers end when told. The
-    mask is inherited before the new interpreter could print a traceback, and the parent loses no signal.
-    """
-    # Started apart, because starting it takes the mask off again.
-    resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -2,7 +2,7 @@
 
     ROUTER --FRAME--> sessions --> batcher --batch--> worker pool --classes--> sessions --RESULT--> ROUTER
 
-The loop polls the socket and the workers' pipes and does what is due. What to do is decided by
+The loop polls the socket and the workers' links and does what is due. What to do is decided by
 `pipeline.cloud_session` and `pipeline.batching`; that every accepted frame is answered exactly once is held by
 `pipeline.cloud_ledger`.
 """
@@ -10,15 +10,15 @@ The loop polls the socket and the workers' pipes and does what is due. What to d
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import zmq
 
 from nodes.frontdoor import FrontDoor
-from nodes.pool import BatchDone, SlotState, WorkerLost, WorkerPool
-from nodes.worker import BatchAnswer, BatchJob
+from nodes.pool import BatchDone, PoolEvent, SlotState, WorkerLost, WorkerPool, WorkerReady
+from nodes.worker import BatchJob
 from pipeline.batching import Batch, Batcher
 from pipeline.cloud_actions import Answer, CloudAction, FrameArrived, SendTo, SessionClosed, SessionOpened
 from pipeline.cloud_ledger import CloudLedger
@@ -36,6 +36,8 @@ SESSION_TICK_NS = 100 * NS_PER_MS
 LONGEST_POLL_MS = 100
 WORKER_ATTEMPTS = 2
 """A batch whose worker is lost is tried once more, elsewhere where there is an elsewhere."""
+WORKER_STOP_NS = 200 * NS_PER_MS
+"""Idle workers end by themselves sooner. At the drain deadline the busy ones are killed: nobody waits for them."""
 
 
 @dataclass(slots=True)
@@ -44,6 +46,7 @@ class OpenBatch:
 
     Attributes:
         job: as sent; kept for a second attempt.
+        frames: in the job's order; those that grew too old before a second attempt are left out of both.
         begun_ns: when the batch was formed.
         tried_slots: workers that were lost with it.
     """
@@ -79,6 +82,8 @@ class CloudWatcher(Protocol):
 
     def batch_done(self, done: BatchDone, num_frames: int) -> None: ...
 
+    def worker_ready(self, ready: WorkerReady) -> None: ...
+
     def worker_lost(self, lost: WorkerLost) -> None: ...
 
     def session_changed(self, action: SessionOpened | SessionClosed) -> None: ...
@@ -99,12 +104,20 @@ class CloudFront:
         pool: WorkerPool,
         class_names: Sequence[str],
         watcher: CloudWatcher,
+        max_age_ns: int | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
+        """Join the parts.
+
+        Args:
+            class_names: of every index that a worker may answer with.
+            max_age_ns: beyond which a frame is not tried a second time; the batcher has the same for the first.
+        """
         self.door, self.sessions, self.batcher, self.pool = door, sessions, batcher, pool
         self.ledger = CloudLedger()
         self._class_names = class_names
         self._watcher = watcher
+        self._max_age_ns = max_age_ns
         self._clock = clock
         self._open: dict[int, OpenBatch] = {}
         self._waiting_retry: list[OpenBatch] = []
@@ -118,7 +131,7 @@ class CloudFront:
 
     def run(self, should_stop: Callable[[], bool], stop_fd: int, drain_ns: int) -> None:
         """Serve until told to stop, then finish what was accepted, for at most `drain_ns`."""
-        self.pool.start(self._clock())
+        self._take_events(self.pool.start(self._clock()))
         while not should_stop():
             self._turn(stop_fd)
         self._drain(drain_ns)
@@ -127,12 +140,7 @@ class CloudFront:
         self._wait(stop_fd)
         for routing_id, parts in self.door.receive(MESSAGES_A_TURN):
             self._receive(routing_id, parts)
-        now_ns = self._clock()
-        for event in self.pool.poll(now_ns):
-            if isinstance(event, BatchDone):
-                self._finish_batch(event)
-            else:
-                self._lose_worker(event)
+        self._take_events(self.pool.poll(self._clock()))
         now_ns = self._clock()
         for stale in self.batcher.take_stale(now_ns):
             self._answer(stale, Answer(Outcome.STALE, text="older than max age"))
@@ -143,13 +151,23 @@ class CloudFront:
             self._perform(self.sessions.tick(now_ns))
         self._watcher.idle(now_ns)
 
+    def _take_events(self, events: Sequence[PoolEvent]) -> None:
+        for event in events:
+            match event:
+                case BatchDone():
+                    self._finish_batch(event)
+                case WorkerLost():
+                    self._lose_worker(event)
+                case WorkerReady():
+                    self._watcher.worker_ready(event)
+
     def _wait(self, stop_fd: int | None) -> None:
         poller = zmq.Poller()
         poller.register(self.door.socket, zmq.POLLIN)
         if stop_fd is not None:
             poller.register(stop_fd, zmq.POLLIN)
-        for pipe in self.pool.pipes():
-            poller.register(pipe.fileno(), zmq.POLLIN)
+        for link in self.pool.links():
+            poller.register(link.fileno(), zmq.POLLIN | (zmq.POLLOUT if link.has_unsent else 0))
         idle = self.pool.count(SlotState.READY)
         deadlines = (self.batcher.next_deadline_ns(idle), self.pool.next_deadline(), self._next_tick_ns)
         due_ns = min(deadline for deadline in deadlines if deadline is not None)
@@ -200,15 +218,15 @@ class CloudFront:
     def _hand_out(self) -> None:
         """Give batches to idle workers, those that lost their worker first."""
         while self._waiting_retry:
-            batch = self._waiting_retry[0]
-            if self.pool.submit(batch.job, self._clock(), batch.tried_slots) is None:
-                break
+            batch = self._waiting_retry[0] = self._without_stale(self._waiting_retry[0])
+            if batch.frames:
+                if self.pool.submit(batch.job, self._clock(), batch.tried_slots) is None:
+                    break
+                self._open[batch.job.number] = batch
             self._waiting_retry.pop(0)
-            self._open[batch.job.number] = batch
         while (formed := self.batcher.next_batch(self._clock(), self.pool.count(SlotState.READY))) is not None:
             self._watcher.batch_formed(formed)
-            coded = tuple(CodedFrame(item.frame.bitstream, item.frame.reference) for item in formed.items)
-            job = BatchJob(self._next_batch, formed.bundle_id, coded)
+            job = BatchJob(self._next_batch, formed.bundle_id, _coded(formed.items))
             self._next_batch += 1
             batch = OpenBatch(job, formed.items, self._clock())
             if self.pool.submit(job, self._clock()) is None:
@@ -216,32 +234,42 @@ class CloudFront:
             else:
                 self._open[job.number] = batch
 
+    def _without_stale(self, batch: OpenBatch) -> OpenBatch:
+        """The batch without frames that grew too old since their worker was lost; they are answered so."""
+        if self._max_age_ns is None:
+            return batch
+        oldest_ns = self._clock() - self._max_age_ns
+        fresh = tuple(frame for frame in batch.frames if frame.born_ns > oldest_ns)
+        if len(fresh) == len(batch.frames):
+            return batch
+        for frame in batch.frames:
+            if frame.born_ns <= oldest_ns:
+                self._answer(frame, Answer(Outcome.STALE, text="older than max age after its worker was lost"))
+        return replace(batch, job=replace(batch.job, frames=_coded(fresh)), frames=fresh)
+
     def _finish_batch(self, done: BatchDone) -> None:
         batch = self._open.pop(done.answer.number)
         self._watcher.batch_done(done, len(batch.frames))
         timings = done.answer.timings
         for frame, answer in zip(batch.frames, done.answer.answers, strict=True):
-            queue_us = (batch.begun_ns - frame.received_ns) // NS_PER_US
-            decode_us = timings.entropy_decode_ns // NS_PER_US
-            classify_us = timings.classify_ns // NS_PER_US
-            common = {"queue_us": queue_us, "decode_us": decode_us, "classify_us": classify_us}
+            plain = Answer(
+                Outcome.CORRUPT,
+                queue_us=(batch.begun_ns - frame.received_ns) // NS_PER_US,
+                decode_us=timings.entropy_decode_ns // NS_PER_US,
+                classify_us=timings.classify_ns // NS_PER_US,
+                batch_frames=len(batch.frames),
+            )
             if isinstance(answer, Classes):
-                self._answer(frame, self._good_answer(answer, common, done.answer))
+                self._answer(frame, self._with_classes(plain, answer))
             else:
-                self._answer(frame, Answer(Outcome.CORRUPT, text=answer, batch_frames=len(batch.frames), **common))
+                self._answer(frame, replace(plain, text=answer))
 
-    def _good_answer(self, classes: Classes, common: Mapping[str, int], batch: BatchAnswer) -> Answer:
+    def _with_classes(self, plain: Answer, classes: Classes) -> Answer:
         top = tuple(
             TopClass(index, self._class_names[index], probability)
             for index, probability in zip(classes.indices, classes.probabilities, strict=True)
         )
-        return Answer(
-            Outcome.OK,
-            classes=top,
-            reference_top1=classes.reference_top1,
-            batch_frames=len(batch.answers),
-            **common,
-        )
+        return replace(plain, outcome=Outcome.OK, classes=top, reference_top1=classes.reference_top1)
 
     def _lose_worker(self, lost: WorkerLost) -> None:
         self._watcher.worker_lost(lost)
@@ -272,6 +300,7 @@ class CloudFront:
         self.batcher.close()
         while self.ledger.in_flight and self._clock() < deadline_ns:
             self._turn(None)
+        patience_ns = 0 if self.ledger.in_flight else WORKER_STOP_NS
         for frame in self.batcher.take_all():
             self._answer(frame, Answer(Outcome.SHUTDOWN, text="the cloud stops"))
         for batch in (*self._waiting_retry, *self._open.values()):
@@ -280,8 +309,12 @@ class CloudFront:
         self._waiting_retry.clear()
         self._open.clear()
         self._perform(self.sessions.close("the cloud stops"))
-        self.pool.stop(self._clock, self._clock() + 500 * NS_PER_MS)
+        self.pool.stop(self._clock, self._clock() + patience_ns)
         self.ledger.check_balance()
+
+
+def _coded(frames: Sequence[FrameArrived]) -> tuple[CodedFrame, ...]:
+    return tuple(CodedFrame(item.frame.bitstream, item.frame.reference) for item in frames)
 
 
 def peek_operating_point(bitstream: bytes) -> tuple[int | None, int | None]:

@@ -8,12 +8,15 @@ import os
 import secrets
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import zmq
 from rich.console import Console
 
+from nodes.bundles import load_configured
 from nodes.cli import version
 from nodes.cloud import CloudFront
 from nodes.cloud_console import CloudConsole, SinkWatcher
@@ -24,11 +27,11 @@ from nodes.lifecycle import EXIT_OK, RunOptions
 from nodes.metrics_server import Health, start_metrics_server
 from nodes.pool import WorkerPool
 from nodes.preparation import prepare_in_process
-from nodes.results import open_sink
+from nodes.results import ResultSink, open_sink
 from nodes.watchers import Watchers
 from nodes.worker import ServedBundle, WorkerSpec
 from pipeline.batching import Batcher, BatcherSettings
-from pipeline.bundle import Bundle, find_bundle, load_bundle
+from pipeline.bundle import Bundle, find_bundle
 from pipeline.classes import load_classes
 from pipeline.cloud_actions import CloudSettings, FrameArrived
 from pipeline.cloud_session import CloudSessions
@@ -39,35 +42,64 @@ from pipeline.inference import choose_engine
 
 NS_PER_S = 1_000_000_000
 NS_PER_MS = 1_000_000
+GOODBYE_LINGER_MS = 200
+SINK_CLOSE_S = 0.5
 
 logger = logging.getLogger("rac.cloud")
 
 
 def run(config: CloudConfig, options: RunOptions) -> int:
     """Entry of the command; returns the exit code."""
-    bundles = {name: load_bundle(name) for name in config.bundles}
-    sinks = [open_sink(text) for text in config.results]
-    spec = _worker_spec(config, bundles)
-    exporter = Exporter("cloud", _known_labels(config, list(bundles.values())), max_cameras=config.metrics.max_cameras)
+    bundles = {name: load_configured(name, "configuration", "bundles") for name in config.bundles}
+    weights = _find_weights(config)
+    with ExitStack() as opened:
+        sinks = [opened.enter_context(_sink(text)) for text in config.results]
+        door = opened.enter_context(_door(config))
+        spec = _worker_spec(config, bundles, weights, options)
+        if spec is None:  # stopped while the graphs were made
+            return EXIT_OK
+        return _serve(config, options, list(bundles.values()), spec, sinks, door)
+
+
+def _serve(
+    config: CloudConfig,
+    options: RunOptions,
+    bundles: list[Bundle],
+    spec: WorkerSpec,
+    sinks: list[ResultSink],
+    door: FrontDoor,
+) -> int:
+    """Join the parts, serve, say how it ended."""
+    exporter = Exporter("cloud", _known_labels(config, bundles), max_cameras=config.metrics.max_cameras)
     health = Health()
-    metrics = CloudMetrics(exporter, health, version(), sinks)
-    for bundle in bundles.values():
+    metrics = CloudMetrics(exporter, health, version(), sinks, every_second=options.log.flush_repeats)
+    for bundle in bundles:
         exporter.inform("rac_cloud_bundle_info", bundle.short_id, bundle.manifest.classifier)
         exporter.set("rac_cloud_bundle_loaded_timestamp_seconds", time.time(), bundle.short_id)
     options.log.set_counter(lambda level: exporter.add("rac_cloud_log_messages_total", level))
-    # Lines for people go to standard error when standard output carries results.
-    is_quiet = options.is_json or "-" in config.results
-    lines = CloudConsole(None if is_quiet else Console(highlight=False, soft_wrap=True))
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    door = _open_door(context, config)
-    session_settings = _session_settings(config, list(bundles.values()))
+    # Where standard output carries results, what people read goes to standard error.
+    people = sys.stderr if "-" in config.results else sys.stdout
+
+    def say(event: str, text: str, **fields: Any) -> None:
+        if options.is_json:
+            print(json.dumps({"event": event, **fields}), flush=True)
+        else:
+            print(text, file=people, flush=True)
+
+    lines = CloudConsole(
+        None if options.is_json else Console(file=people, highlight=False, soft_wrap=True),
+        first_ready=lambda: say("ready", "ready: the first worker can serve"),
+    )
+    session_settings = _session_settings(config, bundles)
+    batcher_settings = _batcher_settings(config, session_settings.queue_frames)
     front = CloudFront(
         door=door,
         sessions=CloudSessions(session_settings, lambda: secrets.token_bytes(8)),
-        batcher=Batcher[FrameArrived](_batcher_settings(config, session_settings.queue_frames)),
+        batcher=Batcher[FrameArrived](batcher_settings),
         pool=WorkerPool(spec, config.pool.workers, round(config.pool.batch_timeout_s * NS_PER_S)),
         class_names=load_classes().names,
         watcher=Watchers([lines, metrics, SinkWatcher(sinks)]),
+        max_age_ns=batcher_settings.max_age_ns,
     )
     metrics.attach(front)
     lines.attach(front)
@@ -79,9 +111,8 @@ def run(config: CloudConfig, options: RunOptions) -> int:
         config.metrics.port,
         may_move=not is_given(config, "metrics.port"),
     )
-    served = ", ".join(f"{bundle.manifest.name} {bundle.short_id}" for bundle in bundles.values())
-    _say(
-        options,
+    served = ", ".join(f"{bundle.manifest.name} {bundle.short_id}" for bundle in bundles)
+    say(
         "start",
         f"listening on {door.endpoint}, {config.pool.workers} workers on {spec.engine} {spec.precision} with "
         f"{spec.threads} threads each, bundles {served}, metrics on {server.url}",
@@ -96,24 +127,63 @@ def run(config: CloudConfig, options: RunOptions) -> int:
     finally:
         front.pool.kill()
         server.close()
-        for sink in sinks:
-            sink.close(0.5)
-        door.close(200)
-        context.term()
     totals = front.ledger.snapshot()
     results = {outcome: count for outcome, count in totals.results.items() if count}
-    text = f"received {totals.received} = " + " + ".join(f"{word} {count}" for word, count in results.items())
-    text += f" + in flight {totals.in_flight}" if results else f"in flight {totals.in_flight}"
-    _say(options, "summary", text, received=totals.received, results=results, in_flight=totals.in_flight)
+    parts = [*(f"{word} {count}" for word, count in results.items()), f"in flight {totals.in_flight}"]
+    say(
+        "summary",
+        f"received {totals.received} = {' + '.join(parts)}",
+        received=totals.received,
+        results=results,
+        in_flight=totals.in_flight,
+    )
     return EXIT_OK
 
 
-def _say(options: RunOptions, event: str, text: str, **fields: Any) -> None:
-    print(json.dumps({"event": event, **fields}) if options.is_json else text, file=sys.stdout, flush=True)
+@contextmanager
+def _sink(text: str) -> Iterator[ResultSink]:
+    """A sink that is open for the time of the program; at its end what it lost is said."""
+    sink = open_sink(text)
+    try:
+        yield sink
+    finally:
+        sink.close(SINK_CLOSE_S)
+        if sink.dropped:
+            logger.warning("%d results did not reach %s", sink.dropped, sink.name)
 
 
-def _worker_spec(config: CloudConfig, bundles: dict[str, Bundle]) -> WorkerSpec:
-    """Make the graphs that workers load; torch lives and ends in a process of its own."""
+@contextmanager
+def _door(config: CloudConfig) -> Iterator[FrontDoor]:
+    """The bound socket; bound before anything takes time, so that a port that is taken shows at once."""
+    with zmq.Context() as context:
+        try:
+            door = FrontDoor(context, config.link.bind, config.link.max_message_bytes)
+        except zmq.ZMQError as error:
+            text = f"{config.link.bind} cannot be bound: {error.strerror}"
+            raise ConfigError("configuration", "link.bind", text) from error
+        try:
+            yield door
+        finally:
+            door.close(GOODBYE_LINGER_MS)
+
+
+def _find_weights(config: CloudConfig) -> Path | None:
+    if config.classifier_weights is None:
+        return None
+    weights = Path(config.classifier_weights)
+    if not weights.is_file():
+        raise ConfigError("configuration", "classifier_weights", f"{weights}: no such file")
+    return weights
+
+
+def _worker_spec(
+    config: CloudConfig, bundles: dict[str, Bundle], weights: Path | None, options: RunOptions
+) -> WorkerSpec | None:
+    """Make the graphs that workers load; torch lives and ends in a process of its own.
+
+    Returns:
+        None when a stop was asked for meanwhile.
+    """
     cores = os.cpu_count() or 1
     if config.pool.workers > cores:
         logger.warning("%d workers on %d cores: every one of them is slowed down", config.pool.workers, cores)
@@ -121,13 +191,14 @@ def _worker_spec(config: CloudConfig, bundles: dict[str, Bundle]) -> WorkerSpec:
     # Read by libraries when they load, in the workers that inherit it.
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ.setdefault(variable, str(threads))
-    weights = Path(config.classifier_weights) if config.classifier_weights else None
-    served = tuple(
-        ServedBundle(bundle.bundle_id, str(find_bundle(name).resolve()), prepare_in_process(name, bundle, weights))
-        for name, bundle in bundles.items()
-    )
+    served = []
+    for name, bundle in bundles.items():
+        graphs = prepare_in_process(name, bundle, weights, options.stop)
+        if graphs is None:
+            return None
+        served.append(ServedBundle(bundle.bundle_id, str(find_bundle(name).resolve()), graphs))
     return WorkerSpec(
-        bundles=served,
+        bundles=tuple(served),
         engine=choose_engine(config.engine.name),
         precision=config.engine.precision,
         threads=threads,
@@ -135,14 +206,7 @@ def _worker_spec(config: CloudConfig, bundles: dict[str, Bundle]) -> WorkerSpec:
     )
 
 
-def _open_door(context: zmq.Context[zmq.Socket[bytes]], config: CloudConfig) -> FrontDoor:
-    try:
-        return FrontDoor(context, config.link.bind, config.link.max_message_bytes)
-    except zmq.ZMQError as error:
-        raise ConfigError("configuration", "link.bind", f"{config.link.bind} cannot be bound: {error}") from error
-
-
-def _known_labels(config: CloudConfig, bundles: list[Bundle]) -> dict[str, list[object]]:
+def _known_labels(config: CloudConfig, bundles: list[Bundle]) -> dict[str, Sequence[object]]:
     return {
         "depth": sorted({depth for bundle in bundles for depth in bundle.manifest.depths}),
         "level": list(range(max(level16 for bundle in bundles for level16 in bundle.manifest.levels16) // 16 + 1)),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Callable
 
 from rich.console import Console
 
 from nodes.cloud import AnsweredFrame, CloudFront
-from nodes.pool import BatchDone, SlotState, WorkerLost
+from nodes.pool import BatchDone, SlotState, WorkerLost, WorkerReady
 from nodes.results import ResultSink
 from pipeline.batching import Batch
 from pipeline.cloud_actions import FrameArrived, SessionClosed, SessionOpened
@@ -22,13 +23,15 @@ logger = logging.getLogger("rac.cloud")
 class CloudConsole:
     """Prints a line a second while there is something to say; changes of state go to the log."""
 
-    def __init__(self, console: Console | None) -> None:
+    def __init__(self, console: Console | None, first_ready: Callable[[], None] = lambda: None) -> None:
         """Join.
 
         Args:
             console: None: no lines, only the log.
+            first_ready: called once, when the first worker can serve.
         """
         self._console = console
+        self._first_ready: Callable[[], None] | None = first_ready
         self._front: CloudFront | None = None
         self._last_ns = 0
         self._outcomes: Counter[str] = Counter()
@@ -56,10 +59,16 @@ class CloudConsole:
             facts = {"node": answered.frame.node, "camera": answered.frame.camera}
             logger.warning("frames not classified (%s): %s", answered.outcome, answered.answer.text, extra=facts)
 
+    def worker_ready(self, ready: WorkerReady) -> None:
+        logger.debug("worker %d is ready after %.1f s", ready.slot, ready.start_ns / 1e9)
+        if self._first_ready is not None:
+            self._first_ready()
+            self._first_ready = None
+
     def worker_lost(self, lost: WorkerLost) -> None:
         held = f", with a batch of {len(lost.job.frames)}" if lost.job else ""
         logger.warning(
-            "worker %d lost (%s, exit code %s)%s: started again", lost.slot, lost.reason, lost.exit_code, held
+            "worker %d lost (%s, exit code %s)%s; it is started again", lost.slot, lost.reason, lost.exit_code, held
         )
 
     def session_changed(self, action: SessionOpened | SessionClosed) -> None:
@@ -127,6 +136,9 @@ class SinkWatcher:
         """Only answers are passed on."""
 
     def batch_done(self, done: BatchDone, num_frames: int) -> None:
+        """Only answers are passed on."""
+
+    def worker_ready(self, ready: WorkerReady) -> None:
         """Only answers are passed on."""
 
     def worker_lost(self, lost: WorkerLost) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from nodes.cloud import AnsweredFrame, CloudFront
 from nodes.exporter import Exporter
 from nodes.metrics_server import Health
-from nodes.pool import BatchDone, SlotState, WorkerLost
+from nodes.pool import BatchDone, SlotState, WorkerLost, WorkerReady
 from nodes.results import ResultSink
 from pipeline.batching import Batch
 from pipeline.cloud_actions import FrameArrived, SessionClosed, SessionOpened
@@ -33,8 +33,15 @@ class CloudMetrics:
         version: str,
         sinks: Sequence[ResultSink],
         wall_clock: Callable[[], float] = time.time,
+        every_second: Callable[[], None] = lambda: None,
     ) -> None:
+        """Join.
+
+        Args:
+            every_second: what else is to be done as often as publishing.
+        """
         self._exporter, self._health, self._sinks, self._wall_clock = exporter, health, sinks, wall_clock
+        self._every_second = every_second
         self._front: CloudFront | None = None
         self._published_ns = 0
         self._carried: dict[tuple[str, ...], float] = {}
@@ -88,6 +95,9 @@ class CloudMetrics:
                 exporter.add("rac_cloud_reference_agreements_total", depth, level)
                 exporter.add("rac_cloud_camera_agreements_total", frame.node, frame.camera)
 
+    def worker_ready(self, ready: WorkerReady) -> None:
+        """States of workers are published once a second."""
+
     def worker_lost(self, lost: WorkerLost) -> None:
         self._exporter.add("rac_cloud_worker_restarts_total", lost.reason.value)
 
@@ -100,6 +110,7 @@ class CloudMetrics:
         if now_ns - self._published_ns >= PUBLISH_EVERY_NS:
             self._published_ns = now_ns
             self.publish()
+            self._every_second()
 
     def publish(self) -> None:
         """Bring gauges, carried totals and the ledger up to date."""

@@ -16,8 +16,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from nodes.bundles import load_configured
 from nodes.edge import share
 from nodes.lifecycle import EXIT_FAILURE, EXIT_OK, StopRequest
 from nodes.scenes import PHOTOGRAPHS
@@ -98,26 +99,27 @@ def run(args: argparse.Namespace) -> int:
         args: seconds, cameras, workers, bundle, budget_ms, json.
     """
     find_photographs()
+    load_configured(args.bundle, "command line", "--bundle")
     console = Console(stderr=args.json, highlight=False)
     cameras = [CameraFigures() for _ in range(args.cameras)]
     with StopRequest() as stop, ExitStack() as children:
+        running: list[subprocess.Popen[str]] = []
+        stop.call_at_once(lambda: _kill_groups(running))
         lines: queue.Queue[Line] = queue.Queue()
         console.print(f"starting a cloud with {args.workers} workers; the first start takes a while")
-        cloud = children.enter_context(_child("cloud", CLOUD, lines, _cloud_arguments(args)))
-        start = _await_start(cloud, lines, stop)
-        if start is None:
+        cloud = children.enter_context(_child("cloud", CLOUD, lines, _cloud_arguments(args), running))
+        endpoint = _await_ready(cloud, lines, stop)
+        if endpoint is None:
             return EXIT_OK
-        endpoint = str(start["endpoint"])
         nodes = [
-            children.enter_context(_child("node", number, lines, _node_arguments(args, number, endpoint)))
+            children.enter_context(_child("node", number, lines, _node_arguments(args, number, endpoint), running))
             for number in range(args.cameras)
         ]
         seconds = _watch(args, cameras, lines, nodes, cloud, stop, console)
         for node in nodes:
             node.send_signal(signal.SIGINT)
         _collect(lines, cameras, nodes)
-        cloud.send_signal(signal.SIGINT)
-        cloud.wait(STOP_LIMIT_S)
+        is_stopped = stop()
     missing = [number for number, figures in enumerate(cameras) if figures.summary is None]
     if missing:
         raise PipelineError(f"node {missing[0]} of the demo ended without a summary")
@@ -126,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(figures))
     else:
         _print_closing(console, figures)
-    return EXIT_OK if figures["results"] else EXIT_FAILURE
+    return EXIT_OK if figures["results"] or is_stopped else EXIT_FAILURE
 
 
 def closing_figures(cameras: list[CameraFigures], seconds: float) -> dict[str, Any]:
@@ -161,7 +163,7 @@ def closing_figures(cameras: list[CameraFigures], seconds: float) -> dict[str, A
         "reference_top1": over(sum(figures.reference_correct for figures in cameras), labelled),
         "agreement": over(sum(figures.agreements for figures in cameras), references),
         "references": references,
-        "pictures": len(PHOTOGRAPHS),
+        "pictures": len({photograph.file for photograph in PHOTOGRAPHS}),
         "bytes_per_frame": bytes_per_frame,
         "bits_per_pixel": None if bytes_per_frame is None else 8 * bytes_per_frame / VIEW_SIDE_PX**2,
         "e2e_ms_p50": round(float(np.percentile(latencies, 50)), 2) if latencies else None,
@@ -191,17 +193,23 @@ def _node_arguments(args: argparse.Namespace, number: int, endpoint: str) -> lis
 
 @contextmanager
 def _child(
-    program: str, number: int, lines: queue.Queue[Line], arguments: list[str]
+    program: str,
+    number: int,
+    lines: queue.Queue[Line],
+    arguments: list[str],
+    running: list[subprocess.Popen[str]],
 ) -> Iterator[subprocess.Popen[str]]:
     """One of our programs as a process of its own group; gone when the context ends, whatever happened."""
-    code = f"import sys; from nodes.cli import {_PROGRAMS[program]} as main; sys.exit(main())"
+    # Our own search path: the child shall find the same packages, and nothing of the same name in this folder.
+    find = f"import sys; sys.path[:] = {sys.path!r}"
+    start = f"from nodes.cli import {_PROGRAMS[program]} as main; sys.exit(main())"
     process = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments, "--json"],
+        [sys.executable, "-c", f"{find}; {start}", *arguments, "--json", "--log-level", "warning"],
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL if os.environ.get("RAC_DEMO_QUIET") else None,
         text=True,
         start_new_session=True,  # Ctrl-C reaches the demo alone, which stops its children in order
     )
+    running.append(process)
     reader = threading.Thread(target=_read_lines, args=(process, number, lines), daemon=True)
     reader.start()
     try:
@@ -226,16 +234,29 @@ def _read_lines(process: subprocess.Popen[str], number: int, lines: queue.Queue[
     lines.put(Line(number, None))
 
 
-def _await_start(cloud: subprocess.Popen[str], lines: queue.Queue[Line], stop: StopRequest) -> dict[str, Any] | None:
-    """The cloud's first line; None when a stop was asked for."""
+def _kill_groups(running: Sequence[subprocess.Popen[str]]) -> None:
+    """At the second signal: programs and their own children."""
+    for process in running:
+        if process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def _await_ready(cloud: subprocess.Popen[str], lines: queue.Queue[Line], stop: StopRequest) -> str | None:
+    """The cloud's endpoint, once a worker can serve; None when a stop was asked for."""
     deadline_s = time.monotonic() + START_LIMIT_S
+    endpoint = ""
     while not stop() and time.monotonic() < deadline_s:
         line = _next_line(lines)
-        if line is not None and line.text is None:
+        if line is None:
+            continue
+        if line.text is None:
             raise PipelineError(f"the cloud of the demo ended at once, with exit code {cloud.wait()}")
-        if line is not None and line.text is not None:
-            event: dict[str, Any] = json.loads(line.text)
-            return event
+        event = json.loads(line.text)
+        if event["event"] == "start":
+            endpoint = event["endpoint"]
+        elif event["event"] == "ready":
+            return endpoint
     if stop():
         return None
     raise PipelineError(f"the cloud of the demo did not start within {START_LIMIT_S:g} s")
@@ -300,11 +321,11 @@ def _table(cameras: list[CameraFigures], elapsed_s: float, seconds: float) -> Ta
     for heading in (
         "camera",
         "class",
-        "probability",
-        "uncompressed says",
+        "p",
+        "original",
         "depth",
         "bytes",
-        "latency ms",
+        "ms",
         "results",
     ):
         table.add_column(heading, justify="left" if heading in ("camera", "class") else "right")

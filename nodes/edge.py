@@ -10,6 +10,7 @@ to send it, so nothing is encoded in vain and no queue exists here. Decisions ar
 
 from __future__ import annotations
 
+import logging
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -18,9 +19,9 @@ from typing import Any, Protocol
 
 import zmq
 
-from nodes.capture import CameraReader, stop_readers
+from nodes.capture import stop_readers
 from nodes.capture_events import BadFrames, CaptureEvent, Down, Finished, FrameArrived, Settled, Up
-from nodes.lanes import Lane
+from nodes.lanes import Lane, Reader
 from nodes.uplink import Uplink, framed_bytes
 from pipeline.encoder import Encoder, OperatingPoint
 from pipeline.errors import CorruptBitstreamError, WireError
@@ -31,15 +32,15 @@ from pipeline.session import (
     Action,
     Backoff,
     CloseLink,
-    Lost,
     LossReason,
+    Lost,
     NodeSession,
     Opened,
     OpenLink,
     ResultArrived,
     Send,
 )
-from pipeline.wire import FrameMessage, Result, pack, parse
+from pipeline.wire import FrameMessage, Hello, Result, pack, parse
 
 NS_PER_S = 1_000_000_000
 GOODBYE_LINGER_MS = 200
@@ -50,6 +51,8 @@ OVER_BUDGET_PROBE_NS = NS_PER_S
 """While frames are dropped over budget, one a second is still encoded, or the end of the overload went unseen."""
 REFERENCE_ZLIB_LEVEL = 1
 """A view is sent once in a while; higher levels save 3 % and take three times as long."""
+
+logger = logging.getLogger("rac.edge")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +112,7 @@ class EdgeNode:
 
     def __init__(
         self,
-        readers: Sequence[CameraReader],
+        readers: Sequence[Reader],
         session: NodeSession,
         uplink: Uplink,
         encoder: Encoder,
@@ -135,6 +138,12 @@ class EdgeNode:
         self._clock = clock
         self._next_lane = 0
         self._probed_ns = 0
+        self._link_index = 0
+
+    @property
+    def link_index(self) -> int:
+        """Place in the list of the endpoint that was connected to last."""
+        return self._link_index
 
     @property
     def controller(self) -> DepthController:
@@ -151,10 +160,11 @@ class EdgeNode:
         now_ns = self._clock()
         for lane in self.lanes:
             self._apply_capture(lane, lane.reader.start(now_ns))
-            lane.ask()
+            lane.ask(now_ns)
         first = self._wait_for_first_frame(should_stop, stop_fd)
         if not should_stop():
             self._controller = self._calibrate(first)
+            self._give_up_live_frames()
             self._perform(self.session.start(self._clock()))
         while not should_stop() and not self._is_through():
             self._turn(stop_fd)
@@ -171,6 +181,13 @@ class EdgeNode:
                     return lane.frame
         return None
 
+    def _give_up_live_frames(self) -> None:
+        """By the time there is a session these would be old; and a lane that keeps one asks for no other."""
+        for lane in self.lanes:
+            if lane.frame is not None and lane.reader.is_live:
+                self._drop(lane, lane.frame, Outcome.LINK_DOWN)
+                lane.frame = None
+
     def _read_cameras(self) -> None:
         for lane in self.lanes:
             now_ns = self._clock()
@@ -181,13 +198,15 @@ class EdgeNode:
         """One pass: wait, take in, do what is due."""
         self._ask_cameras()
         self._wait(stop_fd)
+        self.uplink.flush()
         for parts in self.uplink.receive():
             self._receive(parts)
         self._read_cameras()
         for lane in self.lanes:
             if lane.frame is not None and self.session.can_send:
                 frame, lane.frame = lane.frame, None
-                self._encode_and_send(lane, frame)
+                # What stood still while it waited is as old as the moment when the wait ended.
+                self._encode_and_send(lane, frame, born_ns=self._clock())
         now_ns = self._clock()
         self._perform(self.session.tick(now_ns))
         for closed in self.ledger.expire(now_ns, self._options.result_timeout_ns):
@@ -198,11 +217,13 @@ class EdgeNode:
         poller = zmq.Poller()
         poller.register(stop_fd, zmq.POLLIN)
         if self.uplink.socket is not None:
-            poller.register(self.uplink.socket, zmq.POLLIN)
+            poller.register(self.uplink.socket, self.uplink.events)
         for lane in self.lanes:
             if lane.reader.fileno() >= 0:
                 poller.register(lane.reader.fileno(), zmq.POLLIN)
+        now_ns = self._clock()
         deadlines = [lane.reader.next_deadline() for lane in self.lanes]
+        deadlines += [lane.reserved_until_ns() for lane in self.lanes if lane.reserves(now_ns)]
         deadlines += [
             self.session.next_deadline_ns(),
             self.ledger.next_expiry_ns(self._options.result_timeout_ns),
@@ -210,19 +231,19 @@ class EdgeNode:
         due_ns = min((deadline for deadline in deadlines if deadline is not None), default=None)
         timeout_ms = LONGEST_POLL_MS
         if due_ns is not None:
-            timeout_ms = max(0, min(timeout_ms, -(-(due_ns - self._clock()) // 1_000_000)))
+            timeout_ms = max(0, min(timeout_ms, -(-(due_ns - now_ns) // 1_000_000)))
         poller.poll(timeout_ms)
 
     def _ask_cameras(self) -> None:
         """Ask as many cameras as there is credit for, in turn; note for the others why they are not asked."""
-        outstanding = sum(lane.is_asked or lane.frame is not None for lane in self.lanes)
-        room = self.session.credit - outstanding if self.session.is_up else 0
+        now_ns = self._clock()
+        room = self.session.credit - sum(lane.reserves(now_ns) for lane in self.lanes) if self.session.is_up else 0
         count = len(self.lanes)
         for lane in (self.lanes[(self._next_lane + offset) % count] for offset in range(count)):
-            if lane.is_asked or lane.frame is not None or lane.reader.has_ended:
+            if not lane.can_ask:
                 continue
             if room > 0:
-                lane.ask()
+                lane.ask(now_ns)
                 room -= 1
                 self._next_lane = (lane.number + 1) % count
             else:
@@ -238,14 +259,15 @@ class EdgeNode:
                     lane.settle(self.ledger, event.captured_total, event.rate_limited_total)
                 case Down() | Finished():
                     lane.settle(self.ledger, event.captured_total, event.rate_limited_total)
-                    lane.is_asked = lane.is_asked and isinstance(event, Down)
+                    if isinstance(event, Finished):
+                        lane.asked_ns = None
                     self._watcher.camera_changed(lane, event)
                 case Up() | BadFrames():
                     self._watcher.camera_changed(lane, event)
 
     def _take_frame(self, lane: Lane, frame: Frame) -> None:
         if self.session.can_send:
-            self._encode_and_send(lane, frame)
+            self._encode_and_send(lane, frame, born_ns=frame.captured_ns)
         elif lane.reader.is_live and self._controller is not None:
             # The credit it was asked for is gone; by the time there is credit again it would be old.
             self._drop(lane, frame, Outcome.NO_CREDIT if self.session.is_up else Outcome.LINK_DOWN)
@@ -255,7 +277,12 @@ class EdgeNode:
     def _drop(self, lane: Lane, frame: Frame, outcome: Outcome) -> None:
         self._watcher.closed(self.ledger.drop(lane.name, frame.sequence, outcome, self._clock()), None)
 
-    def _encode_and_send(self, lane: Lane, frame: Frame) -> None:
+    def _encode_and_send(self, lane: Lane, frame: Frame, born_ns: int) -> None:
+        """Encode a frame and send it, or close its entry.
+
+        Args:
+            born_ns: from when on its age counts for the cloud.
+        """
         begun_ns = self._clock()
         if self._options.drops_over_budget and self.controller.is_over_budget:
             if begun_ns - self._probed_ns < OVER_BUDGET_PROBE_NS:
@@ -267,10 +294,12 @@ class EdgeNode:
             symbols = self._encoder.symbols(frame.view, point)
             coded_ns = self._clock()
             bitstream = self._encoder.pack(symbols, point)
-        except CorruptBitstreamError:  # larger than any bitstream may be
+        except CorruptBitstreamError as error:  # larger than any bitstream may be
+            logger.warning("frame not sent: %s", error, extra={"camera": lane.name})
             self._drop(lane, frame, Outcome.OVERSIZE)
             return
-        except Exception:  # onnxruntime's exceptions share no base of their own; one frame, not the stream
+        except Exception as error:  # onnxruntime's exceptions share no base of their own; one frame, not the stream
+            logger.warning("frame not encoded: %s", error, extra={"camera": lane.name})
             self._drop(lane, frame, Outcome.ENCODE_ERROR)
             return
         now_ns = self._clock()
@@ -284,7 +313,7 @@ class EdgeNode:
             camera=lane.number,
             sequence=frame.sequence,
             captured_ns=frame.captured_ns,
-            age_us=max(0, now_ns - frame.captured_ns) // 1000,
+            age_us=max(0, now_ns - born_ns) // 1000,
             label=frame.label,
             bitstream=bitstream,
             reference=zlib.compress(frame.view.tobytes(), REFERENCE_ZLIB_LEVEL) if wants_reference else None,
@@ -332,9 +361,12 @@ class EdgeNode:
         for action in actions:
             match action:
                 case OpenLink():
+                    self._link_index = action.index
                     self.uplink.open(action.endpoint)
                 case CloseLink():
                     self.uplink.close(GOODBYE_LINGER_MS if action.is_orderly else 0)
+                case Send(message=Hello() as hello):
+                    self.uplink.send_when_connected(pack(hello))
                 case Send(message=message):
                     taken = self.uplink.send(pack(message))
                     if not taken and isinstance(message, FrameMessage):

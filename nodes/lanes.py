@@ -7,10 +7,54 @@ credit was missing, or there was no session. The lane books such frames under th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
-from nodes.capture import CameraReader
+from nodes.capture_events import CaptureEvent
+from nodes.sources import Source, SourceKind
 from pipeline.frames import Frame
 from pipeline.ledger import Ledger, Outcome
+
+RESERVE_NS = 100_000_000
+"""How long a camera that was asked keeps a place in the credit. One that is slower, or down, must not keep the others
+waiting; when its frame comes at last it takes its chance."""
+
+
+class Reader(Protocol):
+    """What the node needs of a camera: `nodes.capture.CameraReader`, or a fake of it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def source(self) -> Source: ...
+
+    @property
+    def kind(self) -> SourceKind: ...
+
+    @property
+    def is_live(self) -> bool: ...
+
+    @property
+    def is_up(self) -> bool: ...
+
+    @property
+    def has_ended(self) -> bool: ...
+
+    def start(self, now_ns: int) -> list[CaptureEvent]: ...
+
+    def fileno(self) -> int: ...
+
+    def request(self) -> None: ...
+
+    def receive(self, now_ns: int) -> list[CaptureEvent]: ...
+
+    def tick(self, now_ns: int) -> list[CaptureEvent]: ...
+
+    def next_deadline(self) -> int | None: ...
+
+    def stop(self, now_ns: int) -> None: ...
+
+    def kill(self) -> None: ...
 
 
 @dataclass(slots=True)
@@ -19,17 +63,17 @@ class Lane:
 
     Attributes:
         number: stands for the camera in this node's messages.
-        frame: arrived and waiting for credit (waiting sources only).
-        is_asked: a request is out.
+        frame: arrived and waiting for credit (waiting sources only, but for the very first frame).
+        asked_ns: when the request that is out was made; None: none is out.
         settled / rate_limited: the reader's totals that are in the ledger.
         missed_because: the reason for frames that are overwritten now.
         encoded: frames sent, for `--reference-every`.
     """
 
     number: int
-    reader: CameraReader
+    reader: Reader
     frame: Frame | None = None
-    is_asked: bool = False
+    asked_ns: int | None = None
     settled: int = 0
     rate_limited: int = 0
     missed_because: Outcome = Outcome.SUPERSEDED
@@ -40,10 +84,24 @@ class Lane:
         """Name of the camera."""
         return self.reader.name
 
-    def ask(self) -> None:
+    @property
+    def can_ask(self) -> bool:
+        """Whether the next frame may be asked for: nothing is out, nothing waits, more may come."""
+        return self.asked_ns is None and self.frame is None and not self.reader.has_ended
+
+    def ask(self, now_ns: int) -> None:
         """Request the next frame."""
-        self.is_asked = True
+        self.asked_ns = now_ns
         self.reader.request()
+
+    def reserved_until_ns(self) -> int | None:
+        """Until when this lane keeps a place in the credit for a frame it was asked for; None: not at all."""
+        return None if self.asked_ns is None else self.asked_ns + RESERVE_NS
+
+    def reserves(self, now_ns: int) -> bool:
+        """Whether this lane keeps a place in the credit: a frame waits, or was asked for just now."""
+        until_ns = self.reserved_until_ns()
+        return self.frame is not None or (until_ns is not None and now_ns < until_ns)
 
     def block(self, reason: Outcome) -> None:
         """Note why no frame can be asked for now; of several reasons the heavier is kept until frames are booked."""
@@ -64,7 +122,7 @@ class Lane:
 
     def accept(self, ledger: Ledger, frame: Frame, rate_limited_total: int) -> None:
         """Open the ledger entry of an arrived frame, after booking those before it."""
-        self.is_asked = False
+        self.asked_ns = None
         self.settle(ledger, frame.sequence, rate_limited_total)
         ledger.capture(self.name, frame.sequence, frame.captured_ns, frame.label)
         self.settled = frame.sequence + 1

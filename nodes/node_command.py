@@ -11,6 +11,7 @@ from dataclasses import replace
 import zmq
 from rich.console import Console
 
+from nodes.bundles import load_configured
 from nodes.calibration import made_up_frame, measure_depths
 from nodes.capture import CameraReader
 from nodes.capture_link import CaptureOptions
@@ -25,7 +26,7 @@ from nodes.node_metrics import NodeMetrics
 from nodes.sources import Camera, parse_cameras
 from nodes.uplink import Uplink
 from nodes.watchers import Watchers
-from pipeline.bundle import Bundle, load_bundle
+from pipeline.bundle import Bundle
 from pipeline.config import CameraConfig, NodeConfig
 from pipeline.config_files import is_given
 from pipeline.encoder import Encoder
@@ -43,7 +44,7 @@ NS_PER_S = 1_000_000_000
 
 def run(config: NodeConfig, options: RunOptions) -> int:
     """Entry of the command; returns the exit code."""
-    bundle = load_bundle(config.codec.bundle)
+    bundle = load_configured(config.codec.bundle, "configuration", "codec.bundle")
     level16 = choose_level16(bundle, config.codec.rate)
     cameras = parse_cameras([camera.argument for camera in config.cameras])
     encoder = Encoder(bundle, config.codec.threads)
@@ -55,12 +56,15 @@ def run(config: NodeConfig, options: RunOptions) -> int:
     console = Console(file=sys.stderr if options.is_json else sys.stdout, highlight=False, soft_wrap=True)
     exporter = Exporter("node", _known_labels(bundle, cameras, config), max_cameras=config.metrics.max_cameras)
     health = Health()
-    metrics = NodeMetrics(exporter, health, version(), len(config.cloud.endpoints))
+    metrics = NodeMetrics(
+        exporter, health, version(), len(config.cloud.endpoints), every_second=options.log.flush_repeats
+    )
     exporter.inform("rac_node_bundle_info", bundle.short_id, bundle.manifest.classifier)
     exporter.set("rac_node_reference_every_frames", config.accuracy.reference_every)
     options.log.set_counter(lambda level: exporter.add("rac_node_log_messages_total", level))
     machine = NodeJson(lambda line: print(line, flush=True))
-    shown: EdgeWatcher = machine if options.is_json else NodeConsole(console, [camera.name for camera in cameras])
+    lines = NodeConsole(console, [camera.name for camera in cameras])
+    shown: EdgeWatcher = machine if options.is_json else lines
 
     def calibrate(frame: Frame | None) -> DepthController:
         return _calibrate(frame, encoder, level16, config, options, console, machine)
@@ -85,6 +89,7 @@ def run(config: NodeConfig, options: RunOptions) -> int:
         watcher=Watchers([shown, metrics]),
     )
     metrics.attach(node)
+    lines.attach(node)
     options.stop.call_at_once(lambda: _kill_readers(node))
     server = start_metrics_server(
         exporter,
@@ -96,8 +101,9 @@ def run(config: NodeConfig, options: RunOptions) -> int:
     try:
         node.run(options.stop, options.stop.fileno())
     finally:
+        _kill_readers(node)
         server.close()
-        node.uplink.close(200)
+        node.uplink.close()
         context.term()
     figures = summary(node)
     if options.is_json:
@@ -195,6 +201,6 @@ def _capture_options(config: NodeConfig, own: CameraConfig) -> CaptureOptions:
 
 
 def _kill_readers(node: EdgeNode) -> None:
-    """At the second signal: no reader outlives the node."""
+    """No reader outlives the node, not even one that failed or was stopped at once."""
     for lane in node.lanes:
         lane.reader.kill()

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from nodes.calibration import DepthCost
 from nodes.capture_events import BadFrames, Down, Finished, Up
-from nodes.edge import EncodedFrame
+from nodes.edge import EdgeNode, EncodedFrame
 from nodes.lanes import Lane
 from pipeline.bundle import Bundle
 from pipeline.ledger import ClosedFrame, Outcome
@@ -30,7 +31,6 @@ class Second:
     num_bytes: int = 0
     results: int = 0
     latency_ns: int = 0
-    dropped: dict[str, int] = field(default_factory=dict)
     depth: int | None = None
     level16: int | None = None
     best: str = ""
@@ -38,13 +38,23 @@ class Second:
 
 
 class NodeConsole:
-    """Prints lines for people. Drops and trouble are named, never only counted."""
+    """Prints lines for people. Drops and trouble are named, never only counted.
+
+    What was dropped is read from the ledger: most frames that are dropped never reach the node's loop. The node is
+    attached after it is built, because it is built with its watchers.
+    """
 
     def __init__(self, console: Console, cameras: Sequence[str]) -> None:
         self._console = console
+        self._node: EdgeNode | None = None
         self._seconds = {camera: Second() for camera in cameras}
+        self._dropped: dict[str, Mapping[str, int]] = {camera: {} for camera in cameras}
         self._last_ns = 0
         self._width = max((len(camera) for camera in cameras), default=0)
+
+    def attach(self, node: EdgeNode) -> None:
+        """Name the node whose ledger is shown."""
+        self._node = node
 
     def encoded(self, encoded: EncodedFrame) -> None:
         second = self._seconds[encoded.frame.camera]
@@ -53,14 +63,13 @@ class NodeConsole:
         second.depth, second.level16 = encoded.point.depth, encoded.point.level16
 
     def closed(self, closed: ClosedFrame, result: Result | None) -> None:
+        if closed.outcome is not Outcome.OK or result is None:
+            return
         second = self._seconds[closed.camera]
-        if closed.outcome is Outcome.OK and result is not None:
-            second.results += 1
-            second.latency_ns += closed.latency_ns
-            best = result.classes[0]
+        second.results += 1
+        second.latency_ns += closed.latency_ns
+        for best in result.classes[:1]:
             second.best = f"{best.name.replace('_', ' ')} {best.probability:.2f}"
-        else:
-            second.dropped[closed.outcome.value] = second.dropped.get(closed.outcome.value, 0) + 1
 
     def camera_changed(self, lane: Lane, event: Up | Down | Finished | BadFrames) -> None:
         match event:
@@ -78,7 +87,8 @@ class NodeConsole:
             case Opened():
                 self._say("link", f"session open, credit {action.welcome.credit}", "green")
             case Lost():
-                self._say("link", f"lost ({action.reason}): {action.text}; trying again", "yellow")
+                what = "lost" if action.was_up else "no session"
+                self._say("link", f"{what} ({action.reason}): {action.text}; trying again", "yellow")
             case Backoff():
                 pass
 
@@ -94,11 +104,19 @@ class NodeConsole:
             return
         self._last_ns = now_ns
         for camera, second in self._seconds.items():
-            if second != Second():
-                self._console.print(self._line(camera, second, elapsed_ns / 1e9), highlight=False)
+            dropped = self._newly_dropped(camera)
+            if second != Second() or dropped:
+                self._console.print(self._line(camera, second, dropped, elapsed_ns / 1e9), highlight=False)
                 self._seconds[camera] = Second()
 
-    def _line(self, camera: str, second: Second, elapsed_s: float) -> str:
+    def _newly_dropped(self, camera: str) -> dict[str, int]:
+        """Frames of a camera by reason that were dropped since the last line."""
+        assert self._node is not None
+        before, now = self._dropped[camera], self._node.ledger.dropped(camera)
+        self._dropped[camera] = now
+        return {reason: grown for reason, count in sorted(now.items()) if (grown := count - before.get(reason, 0))}
+
+    def _line(self, camera: str, second: Second, dropped: Mapping[str, int], elapsed_s: float) -> str:
         parts = [f"[bold]{camera:<{self._width}}[/bold]"]
         if second.encoded:
             level = (second.level16 or 0) / 16
@@ -107,9 +125,9 @@ class NodeConsole:
             parts.append(f"N={second.depth} level {level:g}  {second.encoded / elapsed_s:5.1f} fps")
             parts.append(f"{kilobytes:5.2f} kB/frame  {rate:6.0f} kbit/s")
         if second.results:
-            parts.append(f"{second.latency_ns / second.results / 1e6:5.1f} ms  {second.best}")
-        if second.dropped:
-            reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(second.dropped.items()))
+            parts.append(f"{second.latency_ns / second.results / 1e6:5.1f} ms  {escape(second.best)}")
+        if dropped:
+            reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.items())
             parts.append(f"[yellow]dropped: {reasons}[/yellow]")
         if second.bad_pictures:
             parts.append(f"[yellow]{second.bad_pictures} pictures unreadable[/yellow]")

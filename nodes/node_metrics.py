@@ -33,9 +33,16 @@ class NodeMetrics:
         version: str,
         num_endpoints: int,
         wall_clock: Callable[[], float] = time.time,
+        every_second: Callable[[], None] = lambda: None,
     ) -> None:
+        """Join.
+
+        Args:
+            every_second: what else is to be done as often as publishing.
+        """
         self._exporter, self._health, self._wall_clock = exporter, health, wall_clock
         self._num_endpoints = num_endpoints
+        self._every_second = every_second
         self._node: EdgeNode | None = None
         self._published_ns = 0
         self._wire = (0, 0)
@@ -91,7 +98,7 @@ class NodeMetrics:
 
     def link_changed(self, action: Opened | Lost | Backoff) -> None:
         assert self._node is not None
-        index = self._node.session.endpoint_index
+        index = self._node.link_index
         match action:
             case Opened():
                 self._exporter.set("rac_node_link_up", 1, index)
@@ -113,6 +120,7 @@ class NodeMetrics:
         if now_ns - self._published_ns >= PUBLISH_EVERY_NS:
             self._published_ns = now_ns
             self.publish()
+            self._every_second()
 
     def publish(self) -> None:
         """Bring gauges and the ledger's totals up to date."""
@@ -133,7 +141,7 @@ class NodeMetrics:
 def readiness(node: EdgeNode) -> list[str]:
     """What is in the way of work: no camera up, or no session."""
     reasons = [] if node.session.is_up else ["no session with a cloud"]
-    down = [lane.name for lane in node.lanes if lane.reader.state.value != "up"]
+    down = [lane.name for lane in node.lanes if not lane.reader.is_up]
     if len(down) == len(node.lanes):
         reasons.append(f"no camera is up ({', '.join(down[:5])})")
     return reasons

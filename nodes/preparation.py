@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
+from nodes.lifecycle import StopRequest
+from nodes.spawning import start_shielded
 from pipeline.bundle import Bundle
 from pipeline.errors import BundleError, BundleFormatError, PipelineError
 from pipeline.inference import cache_root, find_graphs
 
 
-def prepare_in_process(name: str, bundle: Bundle, weights: Path | None) -> Path:
+def prepare_in_process(name: str, bundle: Bundle, weights: Path | None, stop: StopRequest) -> Path | None:
     """Folder of the bundle's graphs: from the cache when it is whole, else made now.
 
+    Returns:
+        None when a stop was asked for meanwhile.
     Raises:
         BundleError: the graphs cannot be made.
     """
@@ -24,16 +28,22 @@ def prepare_in_process(name: str, bundle: Bundle, weights: Path | None) -> Path:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_prepare, args=(theirs, name, weights), name="rac-preparation", daemon=True)
-    process.start()
+    start_shielded(process)
     theirs.close()
     try:
+        ready = wait([ours, stop.fileno()])
+        if ours not in ready:
+            return None
         answer = ours.recv()
     except EOFError as error:
         process.join()
         raise BundleFormatError(
             f"making the graphs of bundle {name} ended with exit code {process.exitcode}"
         ) from error
-    process.join()
+    finally:
+        process.kill()
+        process.join()
+        ours.close()
     if isinstance(answer, PipelineError):
         raise answer
     return Path(answer)

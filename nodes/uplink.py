@@ -15,7 +15,6 @@ RECONNECT_MAX_MS = 4_000
 QUEUED_MESSAGES = 64
 """Last guard behind the credit window, for each direction."""
 MAX_MESSAGE_BYTES = 256 * 1024
-GOODBYE_LINGER_MS = 300
 
 
 def framed_bytes(parts: Sequence[bytes]) -> int:
@@ -33,6 +32,7 @@ class Uplink:
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         self._context = context
         self._socket: zmq.Socket[bytes] | None = None
+        self._waiting: list[bytes] | None = None
         self.sent_bytes = 0
         self.received_bytes = 0
 
@@ -40,6 +40,11 @@ class Uplink:
     def socket(self) -> zmq.Socket[bytes] | None:
         """For polling; None while closed."""
         return self._socket
+
+    @property
+    def events(self) -> int:
+        """What to poll the socket for."""
+        return zmq.POLLIN if self._waiting is None else zmq.POLLIN | zmq.POLLOUT
 
     def open(self, endpoint: str) -> None:
         """Connect to an endpoint with a fresh socket."""
@@ -68,6 +73,15 @@ class Uplink:
         self.sent_bytes += framed_bytes(parts)
         return True
 
+    def send_when_connected(self, parts: Sequence[bytes]) -> None:
+        """Send now, or at a `flush` once there is a peer; a newer message takes the place of one that waits."""
+        self._waiting = None if self.send(parts) else list(parts)
+
+    def flush(self) -> None:
+        """Send what waits for a peer, if there is one now."""
+        if self._waiting is not None:
+            self.send_when_connected(self._waiting)
+
     def receive(self) -> list[list[bytes]]:
         """All messages that are there."""
         messages: list[list[bytes]] = []
@@ -85,3 +99,4 @@ class Uplink:
         if self._socket is not None:
             self._socket.close(linger_ms)
             self._socket = None
+        self._waiting = None

@@ -1,26 +1,27 @@
-"""One worker process: batches of bitstreams in, classes out, over a pipe to the front.
+"""One worker process: batches of bitstreams in, classes out, over a socket pair to the front.
 
-The worker owns nothing but its pipe; it ends when the pipe does. It may be killed at any time: the front keeps what it
-has handed out until the answer is there.
+The worker owns nothing but its end of the link; it ends when the link does. It may be killed at any time: the front
+keeps what it has handed out until the answer is there.
 """
 
 from __future__ import annotations
 
 import gc
-import signal
+import socket
 import time
+from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 
+from nodes.worker_link import WorkerLink
+from pipeline.bitstream import Bitstream, pack_bitstream
 from pipeline.bundle import load_bundle
 from pipeline.decoding import BatchDecoder, BatchTimings, Classes, CodedFrame
 from pipeline.encoder import OperatingPoint
 from pipeline.entropy.rans import encode_symbols, warm_up
-from pipeline.bitstream import Bitstream, pack_bitstream
-from pipeline.errors import BitstreamError, CorruptBitstreamError
+from pipeline.errors import BitstreamError
 from pipeline.inference import EngineName, Precision, open_engine, read_vectors
 
 
@@ -65,31 +66,27 @@ class BatchAnswer:
 READY = "ready"
 
 
-def worker_main(pipe: Connection, spec: WorkerSpec) -> None:
-    """Serve batches until the pipe ends. Runs as the target of a spawned process."""
-    # Ctrl-C reaches the whole group; the front decides when workers end.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def worker_main(end: socket.socket, spec: WorkerSpec) -> None:
+    """Serve batches until the link ends. Runs as the target of a spawned process."""
+    link = WorkerLink(end)
     decoders = _open_decoders(spec)
     gc.freeze()
-    try:
-        pipe.send(READY)
+    with suppress(EOFError, OSError):  # the front is gone: nobody is left to work for
+        link.send(READY)
         while True:
-            job: BatchJob = pipe.recv()
-            pipe.send(_answer(decoders[job.bundle_id], job))
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return
+            job: BatchJob = link.receive()
+            link.send(_answer(decoders[job.bundle_id], job))
 
 
 def _answer(decoder: BatchDecoder, job: BatchJob) -> BatchAnswer:
+    """Decode a batch; an error that no frame is to blame for ends the process, and the front tries elsewhere."""
     try:
         answers, timings = decoder.decode(job.frames)
-    except Exception as error:
-        raise error
+    except (Exception, KeyboardInterrupt, SystemExit):
+        raise
     except BaseException as error:  # a panic of native code derives from BaseException; the process goes on
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):
-            raise
-        panic = CorruptBitstreamError(f"native panic: {error}")
-        return BatchAnswer(job.number, (str(panic),) * len(job.frames), BatchTimings(0, 0, 0))
+        panic = f"native panic: {error}"
+        return BatchAnswer(job.number, (panic,) * len(job.frames), BatchTimings(0, 0, 0))
     flat = tuple(str(answer) if isinstance(answer, BitstreamError) else answer for answer in answers)
     return BatchAnswer(job.number, flat, timings)
 

@@ -48,6 +48,7 @@ EXTERNAL_MARK = b"location"
 DEFAULT_FRAME_BYTES = 3000
 """What a frame may take when nobody asked for a level: a camera at 10 frames a second stays under 250 kbit/s."""
 BUNDLED_FOLDER = Path(__file__).parent / "bundles"
+BUNDLE_NAME = "[A-Za-z0-9._-]{1,64}"
 _BUNDLE_FILE = re.compile(r"manifest\.json|tables\.npz|decoder\.safetensors|encoder-\d+\.onnx")
 
 
@@ -96,7 +97,7 @@ class Manifest(ManifestPart):
     """Everything that a bundle says of itself."""
 
     format_version: Literal[1] = 1
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    name: str = Field(pattern=f"^{BUNDLE_NAME}$")
     family: Literal["nested"]
     classifier: str
     classifier_sha256: str = Field(pattern="^[0-9a-f]{64}$")

@@ -97,9 +97,9 @@ class BatchDecoder:
             good.append(row)
             bitstreams.append(bitstream)
         symbols, errors = self._decode_symbols(bitstreams)
-        for row, error in zip(good, errors, strict=True):
-            answers[row] = error
-        kept = [position for position, error in enumerate(errors) if error is None]
+        for row, problem in zip(good, errors, strict=True):
+            answers[row] = problem
+        kept = [position for position, problem in enumerate(errors) if problem is None]
         decoded = self._clock()
         reference_top1 = self._classify_references(
             {row: view for row, view in references.items() if answers[row] is None}
@@ -148,7 +148,8 @@ class BatchDecoder:
 
 def top_classes(logits: NDArray[np.float32], reference_top1: int | None) -> Classes:
     """The five most probable classes of one frame."""
-    exponentials = np.exp((logits - logits.max()).astype(np.float64))
+    exact = logits.astype(np.float64)
+    exponentials = np.exp(exact - exact.max())
     probabilities = exponentials / exponentials.sum()
     best = np.argsort(-probabilities, kind="stable")[:NUM_TOP_CLASSES]
     return Classes(

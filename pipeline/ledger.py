@@ -310,6 +310,10 @@ class Ledger:
         """Capture to result of the newest results, for whoever joins several ledgers."""
         return self._latency.samples()
 
+    def dropped(self, camera: str) -> dict[str, int]:
+        """Dropped frames of a camera by reason, as in a snapshot but for much less work."""
+        return dict(self._known(camera).totals.dropped)
+
     def snapshot(self) -> LedgerSnapshot:
         """Totals of this moment; the balance is checked first.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -62,8 +63,8 @@ def build_stages(
 
     Args:
         graphs: the cloud's graphs of the bundle.
-        threads: of the encoder and of `local_classifier`, which run in the same engine, ONNX Runtime; and of the cloud's
-            stages, which run in `engine`.
+        threads: of the encoder and of `local_classifier`, which run in the same engine, ONNX Runtime; and of the
+            cloud's stages, which run in `engine`.
     """
     picture = camera_picture()
     view = make_view(picture)
@@ -79,15 +80,19 @@ def build_stages(
     for depth in bundle.manifest.depths:
         point = OperatingPoint(depth, level16)
         symbols = encoder.symbols(view, point)
-        stages[f"node depth {depth}"] = lambda point=point: encoder.encode(make_view(picture), point)
-        stages[f"  network {depth}"] = lambda point=point: encoder.symbols(view, point)
-        stages[f"  entropy coding {depth}"] = lambda point=point, symbols=symbols: encoder.pack(symbols, point)
+        stages[f"node depth {depth}"] = partial(_encode_picture, encoder, picture, point)
+        stages[f"  network {depth}"] = partial(encoder.symbols, view, point)
+        stages[f"  entropy coding {depth}"] = partial(encoder.pack, symbols, point)
     deepest = OperatingPoint(max(bundle.manifest.depths), level16)
     batch = [CodedFrame(encoder.encode(view, deepest))] * CLOUD_BATCH
     views = np.repeat(view[None], CLOUD_BATCH, axis=0)
     stages[f"cloud, whole (batch {CLOUD_BATCH})"] = lambda: decoder.decode(batch)
     stages[f"cloud, uncompressed classifier (batch {CLOUD_BATCH})"] = lambda: cloud.classify_views(views)
     return stages
+
+
+def _encode_picture(encoder: Encoder, picture: NDArray[np.uint8], point: OperatingPoint) -> bytes:
+    return encoder.encode(make_view(picture), point)
 
 
 def time_stages(

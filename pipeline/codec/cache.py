@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pipeline.bundle import Bundle
 from pipeline.codec.classifier import load_classifier
 from pipeline.codec.graphs import export_cloud_graph, export_reference_graph, read_decoder
-from pipeline.errors import BundleMismatchError
+from pipeline.errors import BundleError, BundleMismatchError
 from pipeline.inference import (
     CLOUD_GRAPH,
     FACTS_FILE,
@@ -46,6 +46,7 @@ def prepare_graphs(bundle: Bundle, root: Path, weights: Path | None = None) -> P
 
     Raises:
         BundleMismatchError: the classifier's tensors are not the ones that the bundle was trained with.
+        BundleError: the cache folder cannot be written.
     """
     found = find_graphs(root, bundle.bundle_id, weights)
     if found is not None:
@@ -56,26 +57,35 @@ def prepare_graphs(bundle: Bundle, root: Path, weights: Path | None = None) -> P
         raise BundleMismatchError(
             f"bundle {bundle.manifest.name} was trained with other {bundle.manifest.classifier} weights than these"
         )
-    root.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix="making-", dir=root))
+    graphs = {CLOUD_GRAPH: export_cloud_graph(bundle, classifier), REFERENCE_GRAPH: export_reference_graph(classifier)}
     try:
-        (temporary / CLOUD_GRAPH).write_bytes(export_cloud_graph(bundle, classifier))
-        (temporary / REFERENCE_GRAPH).write_bytes(export_reference_graph(classifier))
-        _, inverse_gain, condition = read_decoder(bundle)
-        np.savez(temporary / VECTORS_FILE, inverse_gain=inverse_gain.numpy(), condition=condition.numpy())
-        facts = {
-            "depths": bundle.manifest.depths,
-            "levels16": bundle.manifest.levels16,
-            "sha256": {name: file_sha256(temporary / name) for name in (CLOUD_GRAPH, REFERENCE_GRAPH, VECTORS_FILE)},
-        }
-        (temporary / FACTS_FILE).write_text(json.dumps(facts), encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
+        root.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix="making-", dir=root))
         try:
-            temporary.rename(folder)
-        except OSError:  # another process was faster; its folder is as good
-            if find_graphs(root, bundle.bundle_id, weights) is None:
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            _write(temporary, bundle, graphs)
+            if find_graphs(root, bundle.bundle_id, weights) is None:  # another process may have been faster
+                if folder.exists():
+                    shutil.rmtree(folder)
+                temporary.rename(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        if find_graphs(root, bundle.bundle_id, weights) is None:
+            raise BundleError(
+                f"{root}: the graphs cannot be kept there ({error.strerror}): name another folder with RAC_CACHE"
+            ) from error
     return folder
+
+
+def _write(folder: Path, bundle: Bundle, graphs: Mapping[str, bytes]) -> None:
+    """Graphs, vectors and, last, the facts with the hashes of both."""
+    for name, content in graphs.items():
+        (folder / name).write_bytes(content)
+    _, inverse_gain, condition = read_decoder(bundle)
+    np.savez(folder / VECTORS_FILE, inverse_gain=inverse_gain.numpy(), condition=condition.numpy())
+    facts = {
+        "depths": bundle.manifest.depths,
+        "levels16": bundle.manifest.levels16,
+        "sha256": {name: file_sha256(folder / name) for name in (*graphs, VECTORS_FILE)},
+    }
+    (folder / FACTS_FILE).write_text(json.dumps(facts), encoding="utf-8")

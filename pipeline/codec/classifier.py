@@ -32,8 +32,12 @@ def load_classifier(name: str, weights: Path | None = None) -> Lite0:
         weights: state dict to use instead of the installed package's.
 
     Raises:
-        BundleMismatchError: unknown classifier or weights not installed.
+        BundleMismatchError: unknown classifier, weights not installed, or a file that is not of it.
     """
     if name != LITE0:
         raise BundleMismatchError(f"unknown classifier {name}; known: {LITE0}")
-    return load_lite0(weights if weights is not None else lite0_weights_file())
+    file = weights if weights is not None else lite0_weights_file()
+    try:
+        return load_lite0(file)
+    except Exception as error:  # torch raises many kinds for files that are not its own
+        raise BundleMismatchError(f"{file}: no weights of {LITE0} ({type(error).__name__})") from error

@@ -7,7 +7,7 @@ Tables are fitted here, once, to the symbols that the exported graphs give, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from pipeline.bundle import (
     Bundle,
     Manifest,
     Measured,
+    check_target,
     encoder_file,
     load_bundle,
     pack_operating_points,
@@ -77,8 +78,10 @@ def export_bundle(
         views: uint8 (N, 224, 224, 3) BGR, training pictures as they are met in use; the tables are fitted to them.
 
     Raises:
-        BundleFormatError: graphs differ from torch, or a picture does not come back through the bitstream.
+        BundleFormatError: graphs differ from torch, a picture does not come back through the bitstream, or the
+            folder holds something else.
     """
+    check_target(folder)
     shape = codec.shape
     codec = codec.eval().requires_grad_(False)
     graphs = {depth: export_edge_graph(codec, depth) for depth in shape.depths}
@@ -163,29 +166,39 @@ def _fit_depth(
     depth: int, graph: bytes, views: NDArray[np.uint8], gains: Mapping[int, NDArray[np.float32]]
 ) -> dict[tuple[int, int], TableSet]:
     """Tables of one exit at every level, from the symbols of all views."""
-    channels = len(next(iter(gains.values())))
-    bins = 2 * HISTOGRAM_REACH + 1
-    histograms = {level16: np.zeros(channels * bins, np.int64) for level16 in gains}
-    base = (np.arange(channels, dtype=np.int32) * bins + HISTOGRAM_REACH)[:, None, None]
-    for latent in _latents(graph, views, channels):
-        for level16, gain in gains.items():
-            symbols = np.rint(latent * gain[:, None, None]).astype(np.int32)
-            np.clip(symbols, -HISTOGRAM_REACH, HISTOGRAM_REACH, out=symbols)
-            histograms[level16] += np.bincount((symbols + base).ravel(), minlength=channels * bins)
+    rows = _sorted_latents(graph, views, len(next(iter(gains.values()))))
     tables = {}
-    for level16, flat in histograms.items():
-        counts = flat.reshape(channels, bins)
+    for level16, gain in gains.items():
+        counts = count_symbols(rows, gain)
         nonzero = counts.sum(axis=1) - counts[:, HISTOGRAM_REACH]
         left_out = nonzero < MIN_NONZERO_SHARE * counts.sum(axis=1)
         tables[depth, level16] = fit_tables(counts, first_symbol=-HISTOGRAM_REACH, left_out=left_out)
     return tables
 
 
-def _latents(graph: bytes, views: NDArray[np.uint8], channels: int) -> Iterator[NDArray[np.float32]]:
+def count_symbols(rows: NDArray[np.float32], gain: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Histograms (C, 2 * HISTOGRAM_REACH + 1) of the symbols that a gain makes of latents.
+
+    Args:
+        rows: (C, n), all values of each channel, rising: sorted once, they are only looked up at every level.
+        gain: (C,).
+    """
+    # Between two neighbouring symbols lies a half; beyond the outermost everything counts as one of them.
+    halves = np.arange(-HISTOGRAM_REACH, HISTOGRAM_REACH, dtype=np.float32) + np.float32(0.5)
+    below = [np.searchsorted(row, halves / factor) for row, factor in zip(rows, gain, strict=True)]
+    ends = np.full((len(rows), 1), rows.shape[1])
+    counts: NDArray[np.int64] = np.diff(np.hstack([np.zeros_like(ends), np.stack(below), ends]), axis=1)
+    return counts
+
+
+def _sorted_latents(graph: bytes, views: NDArray[np.uint8], channels: int) -> NDArray[np.float32]:
+    """All values (C, n) that each channel's latent takes on the views, rising."""
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     ones = np.ones(channels, np.float32)
-    for view in views:
-        yield session.run(["scaled"], {"view": view[None], "gain": ones})[0][0]
+    latents = [session.run(["scaled"], {"view": view[None], "gain": ones})[0][0] for view in views]
+    rows: NDArray[np.float32] = np.stack(latents, axis=1).reshape(channels, -1)
+    rows.sort(axis=1)
+    return rows
 
 
 @torch.no_grad()

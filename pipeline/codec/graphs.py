@@ -21,6 +21,8 @@ OPSET = 17
 INPUT_MEAN, INPUT_SCALE = 127.0, 128.0
 INVERSE_GAIN, CONDITION = "inverse_gain", "condition"
 """Names of the arrays (E, L, channels) beside the decoder's weights: one vector for each depth and level16."""
+MAX_NETWORK_SIZE, MAX_DECODER_BLOCKS = 4096, 64
+"""Of what a manifest may ask for; a decoder of that size would be too slow for any cloud."""
 
 
 class EdgeGraph(nn.Module):
@@ -87,7 +89,7 @@ def export_onnx(
         torch.onnx.export(
             module.eval(),
             inputs,
-            buffer,
+            buffer,  # type: ignore[arg-type]  # says "a path"; the TorchScript exporter takes files too
             input_names=names,
             output_names=outputs,
             dynamic_axes=axes,
@@ -130,12 +132,16 @@ def decoder_shape(bundle: Bundle) -> NestedShape:
     Raises:
         BundleFormatError: the manifest's sizes are not those of a nested codec.
     """
-    fields = dict(bundle.manifest.network)
+    sizes = bundle.manifest.network
     try:
-        fields["depths"] = tuple(bundle.manifest.depths)  # type: ignore[assignment]
-        return NestedShape(**fields)  # type: ignore[arg-type]
+        shape = NestedShape(**{**sizes, "depths": bundle.manifest.depths})  # type: ignore[arg-type]
     except TypeError as error:
         raise BundleFormatError(f"manifest: network sizes are not those of a nested codec ({error})") from error
+    if not all(isinstance(size, int) and 0 <= size <= MAX_NETWORK_SIZE for size in sizes.values()):
+        raise BundleFormatError(f"manifest: network sizes must be whole numbers up to {MAX_NETWORK_SIZE}")
+    if shape.decoder_blocks > MAX_DECODER_BLOCKS or shape.latent_channels != bundle.manifest.latent_shape[0]:
+        raise BundleFormatError("manifest: network sizes are too large or do not fit the latent's shape")
+    return shape
 
 
 def read_decoder(bundle: Bundle) -> tuple[NestedDecoder, Tensor, Tensor]:
@@ -147,12 +153,17 @@ def read_decoder(bundle: Bundle) -> tuple[NestedDecoder, Tensor, Tensor]:
     shape = decoder_shape(bundle)
     try:
         tensors = load_tensors(bundle.files[DECODER_FILE])
+        if not all(tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in tensors.values()):
+            raise ValueError("numbers are not all float32 and finite")
         inverse_gain, condition = tensors.pop(INVERSE_GAIN), tensors.pop(CONDITION)
-        decoder = NestedDecoder(shape)
-        decoder.load_state_dict(tensors)
+        with torch.device("meta"):  # takes no memory, whatever sizes the manifest names
+            decoder = NestedDecoder(shape)
+        decoder.load_state_dict(tensors, assign=True)
     except Exception as error:  # safetensors and torch raise many kinds for damaged files
-        raise BundleFormatError(f"{DECODER_FILE} does not fit the manifest: {error}") from error
+        text = " ".join(str(error).split())[:200]
+        raise BundleFormatError(f"{DECODER_FILE} does not fit the manifest: {text}") from error
     points = (len(bundle.manifest.depths), len(bundle.manifest.levels16))
-    if inverse_gain.shape[:2] != points or condition.shape[:2] != points:
+    vectors = ((*points, shape.latent_channels), (*points, shape.decoder_channels))
+    if (tuple(inverse_gain.shape), tuple(condition.shape)) != vectors:
         raise BundleFormatError(f"{DECODER_FILE} does not cover the manifest's depths and levels")
     return decoder.eval().requires_grad_(False), inverse_gain, condition

@@ -92,8 +92,8 @@ class InvertedResidual(nn.Module):
                 y = self.depthwise(y.float())
         else:
             y = self.depthwise(y)
-        y = self.project(F.relu6(y))
-        return x + y if self.has_identity else y
+        projected: Tensor = self.project(F.relu6(y))
+        return x + projected if self.has_identity else projected
 
 
 class Lite0(nn.Module):

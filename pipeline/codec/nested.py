@@ -4,8 +4,8 @@
     symbols -> * inverse gain(depth, level) -> decoder (+ condition(depth, level)) -> features at the cut
 
 Letters: B batch, C latent channels, E exits, L whole rate levels. Depth d runs the first d blocks of the same weights.
-A level is a number in [0, L - 1]; between two whole levels gains, inverse gains and scales of the prior are interpolated
-geometrically (Cui et al., arXiv 2003.02012), the decoder's condition linearly.
+A level is a number in [0, L - 1]; between two whole levels gains, inverse gains and scales of the prior are
+interpolated geometrically (Cui et al., arXiv 2003.02012), the decoder's condition linearly.
 """
 
 from __future__ import annotations
@@ -64,11 +64,14 @@ class Block(nn.Module):
             self.project.weight.mul_(0.5)  # a deep stack starts close to the identity
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            # On CPUs the gradient of depthwise weights is five times slower in bf16 than in fp32 (torch 2.13).
-            y = self.depthwise(x.float())
-        y = x + self.project(F.relu(self.expand(y)))
-        return y
+        if torch.amp.is_autocast_available(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
+                # On CPUs the gradient of depthwise weights is five times slower in bf16 than in fp32 (torch 2.13).
+                y = self.depthwise(x.float())
+        else:  # the meta device, on which layers are counted
+            y = self.depthwise(x)
+        residual: Tensor = self.project(F.relu(self.expand(y)))
+        return x + residual
 
 
 class NestedEncoder(nn.Module):
@@ -155,8 +158,8 @@ class NestedDecoder(nn.Module):
 class NestedCodec(nn.Module):
     """Encoder, decoder, gains and prior of one bundle.
 
-    The prior is a Laplace distribution with a mean and a scale for each (depth, level, channel), in units of one symbol.
-    It serves training only; the bundle's integer tables are fitted to the symbols themselves.
+    The prior is a Laplace distribution with a mean and a scale for each (depth, level, channel), in units of one
+    symbol. It serves training only; the bundle's integer tables are fitted to the symbols themselves.
     """
 
     def __init__(self, shape: NestedShape) -> None:
@@ -178,8 +181,8 @@ class NestedCodec(nn.Module):
         latents = self.encoder.latents(x)
         spread = torch.stack([latent.float().std(dim=(0, 2, 3)) for latent in latents]).mean(dim=0)
         log_gain = torch.log(INITIAL_STANDARD_DEVIATION / spread.clamp_min(1e-6))
-        self.log_gain += log_gain
-        self.log_inverse_gain -= log_gain
+        self.log_gain.add_(log_gain)
+        self.log_inverse_gain.sub_(log_gain)
         for index, latent in enumerate(latents):
             scaled = latent.float() * torch.exp(log_gain)[:, None, None]
             self.log_scale[index] += torch.log(scaled.std(dim=(0, 2, 3)).clamp_min(0.1) / 2**0.5)
@@ -208,8 +211,8 @@ def laplace_mass(distance: Tensor, scale: Tensor) -> Tensor:
     Written with exponentials of non-positive numbers only, so that it neither overflows nor cancels far out.
     """
     near = distance.clamp_max(0.5)
-    inside = 1 - 0.5 * (torch.exp(-(0.5 - near) / scale) + torch.exp(-(0.5 + near) / scale))
-    outside = torch.exp(-(distance - 0.5).clamp_min(0) / scale) * (1 - torch.exp(-1 / scale)) / 2
+    inside = -0.5 * (torch.expm1(-(0.5 - near) / scale) + torch.expm1(-(0.5 + near) / scale))
+    outside = torch.exp(-(distance - 0.5).clamp_min(0) / scale) * -0.5 * torch.expm1(-1 / scale)
     return torch.where(distance < 0.5, inside, outside)
 
 

@@ -80,7 +80,7 @@ def whole_levels(bundle: Bundle) -> list[OperatingPoint]:
 def classify_reference(engine: Engine, views: NDArray[np.uint8]) -> NDArray[np.int64]:
     """The uncompressed classifier's class (N,) of each view."""
     best = [engine.classify_views(views[start : start + BATCH]).argmax(axis=1) for start in range(0, len(views), BATCH)]
-    return np.concatenate(best).astype(np.int64)
+    return np.concatenate([np.asarray(rows, np.int64) for rows in best])
 
 
 def measure_bundle(

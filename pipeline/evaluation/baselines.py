@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -24,8 +25,6 @@ class PictureCodec:
 
 
 def _with_pillow(name: str, qualities: tuple[int, ...], **options: int) -> PictureCodec:
-    import io
-
     from PIL import Image
 
     def encode(view: NDArray[np.uint8], quality: int) -> bytes:

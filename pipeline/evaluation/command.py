@@ -15,6 +15,7 @@ from pipeline.bundle import load_bundle
 from pipeline.codec.cache import prepare_graphs
 from pipeline.decoding import BatchDecoder
 from pipeline.encoder import Encoder
+from pipeline.errors import EvaluationError
 from pipeline.evaluation.accuracy import RatePoint, classify_reference, measure_bundle, whole_levels
 from pipeline.evaluation.baselines import measure_picture_codec, picture_codecs
 from pipeline.evaluation.pictures import load_labelled_views
@@ -36,8 +37,8 @@ def run(args: argparse.Namespace) -> int:
     reference = classify_reference(engine, pictures.views)
     reference_top1 = float((reference == pictures.labels).mean())
     print(
-        f"{bundle.manifest.name} {bundle.short_id} on {len(pictures.views)} pictures ({pictures.unreadable} unreadable), "
-        f"engine {name} {args.precision}, uncompressed top-1 {reference_top1:.3f}",
+        f"{bundle.manifest.name} {bundle.short_id} on {len(pictures.views)} pictures "
+        f"({pictures.unreadable} unreadable), engine {name} {args.precision}, uncompressed top-1 {reference_top1:.3f}",
         file=sys.stderr,
     )
     points = measure_bundle(
@@ -70,13 +71,14 @@ def _print_point(point: RatePoint) -> None:
 
 
 def _write(args: argparse.Namespace, points: list[RatePoint], views: NDArray[np.uint8], reference_top1: float) -> None:
+    """Print first: what was measured for minutes is not to be lost to a path that cannot be written."""
     table = as_markdown(points, reference_top1)
-    if args.markdown:
-        Path(args.markdown).write_text(table, encoding="utf-8")
-    if args.plot:
-        plot(
-            points,
-            Path(args.plot),
-            f"{len(views)} pictures, EfficientNet-Lite0, top-1 {reference_top1:.3f} uncompressed",
-        )
-    print(json.dumps(as_json(points, len(views), reference_top1)) if args.json else table)
+    print(json.dumps(as_json(points, len(views), reference_top1)) if args.json else table, flush=True)
+    title = f"{len(views)} pictures, EfficientNet-Lite0, top-1 {reference_top1:.3f} uncompressed"
+    try:
+        if args.markdown:
+            Path(args.markdown).write_text(table, encoding="utf-8")
+        if args.plot:
+            plot(points, Path(args.plot), title)
+    except OSError as error:
+        raise EvaluationError(f"{error.filename}: cannot be written: {error.strerror}") from error

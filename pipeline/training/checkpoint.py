@@ -36,11 +36,13 @@ def load_checkpoint(path: Path, recipe: dict[str, Any] | None = None) -> dict[st
         TrainingError: unreadable, or of another recipe.
     """
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds for damaged files
         raise TrainingError(f"{path}: not a checkpoint ({type(error).__name__})") from error
+    if not isinstance(state, dict):
+        raise TrainingError(f"{path}: not a checkpoint (holds no state)")
     if recipe is not None and state.get("recipe") != recipe:
         known = state.get("recipe") or {}
         differing = sorted(key for key in {*known, *recipe} if known.get(key) != recipe.get(key))
         raise TrainingError(f"{path}: belongs to another recipe (differs in {', '.join(differing)})")
-    return state
+    return dict(state)

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from pipeline.codec.classifier import load_classifier
+from pipeline.errors import ConfigError, TrainingError
 from pipeline.training.datasets import CropSampler, load_pictures
-from pipeline.training.loop import NestedTraining, now_s, resume, run_training
+from pipeline.training.loop import CHECKPOINT_FILE, NestedTraining, now_s, resume, run_training
 from pipeline.training.recipes import Recipe, load_recipe
 from pipeline.training.teacher import Engine, OpenVinoEngine, Teacher, TorchEngine, normalise
 
@@ -33,7 +34,7 @@ def build_training(recipe: Recipe, device: str, threads: int) -> NestedTraining:
         engine = TorchEngine(classifier.to(device), recipe.cut)
     sample = CropSampler(pictures.training, recipe.data, recipe.seed).batch(recipe.crops[0].size_px, TEACHER_SAMPLE)
     teacher = Teacher(engine, normalise(sample, torch.device(device)))
-    classifier = classifier.to(memory_format=torch.channels_last)
+    classifier = classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return NestedTraining(recipe, classifier, teacher, pictures, device)
 
 
@@ -46,8 +47,8 @@ def run(args: argparse.Namespace) -> int:
     recipe = load_recipe(Path(args.recipe))
     if args.minutes is not None:
         recipe = recipe.model_copy(update={"minutes": args.minutes})
-    folder = Path(args.out or f"runs/{recipe.name}")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = _prepare_folder(Path(args.out or f"runs/{recipe.name}"), args.resume)
+    _check_device(args.device)
     torch.set_num_threads(args.threads or os.cpu_count() or 1)
     training = build_training(recipe, args.device, torch.get_num_threads())
     pictures = training.pictures
@@ -64,6 +65,24 @@ def run(args: argparse.Namespace) -> int:
     show = _print_json if args.json else _print_line
     run_training(training, folder, show, lambda: bool(stop_asked), now_s)
     return 0
+
+
+def _prepare_folder(folder: Path, may_resume: bool) -> Path:
+    """Make the run's folder; hours of another run are not written over."""
+    if not may_resume and (folder / CHECKPOINT_FILE).exists():
+        raise TrainingError(f"{folder}: holds a checkpoint; go on with --resume, or name another folder with --out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"{folder}: cannot be made: {error.strerror}") from error
+    return folder
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise ConfigError("command line", "--device", f"{name} cannot be used here; cpu always can") from error
 
 
 def _print_json(line: dict[str, Any]) -> None:

@@ -35,7 +35,7 @@ def load_pictures(folders: tuple[str, ...]) -> Pictures:
     A tenth, chosen by a hash of the file's name, is held out; the choice does not depend on order or machine.
 
     Raises:
-        TrainingError: a folder is missing or none holds a picture.
+        TrainingError: a folder is missing, a tar is damaged, or there are too few pictures.
     """
     training: list[NDArray[np.uint8]] = []
     held_out: list[NDArray[np.uint8]] = []
@@ -44,28 +44,47 @@ def load_pictures(folders: tuple[str, ...]) -> Pictures:
         if not Path(folder).is_dir():
             raise TrainingError(f"{folder}: no such folder of pictures")
         for name, content in _read_files(Path(folder)):
-            picture = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
+            picture = _decode_picture(content)
             if picture is None:
                 unreadable += 1
                 continue
             is_held_out = zlib.crc32(name.encode()) % HELD_OUT_ONE_IN == 0
-            (held_out if is_held_out else training).append(np.asarray(picture, np.uint8))
+            (held_out if is_held_out else training).append(picture)
     if not training or not held_out:
         raise TrainingError(f"{', '.join(folders)}: too few pictures to train on ({len(training)} and {len(held_out)})")
     return Pictures(training, held_out, unreadable)
 
 
+def _decode_picture(content: bytes) -> NDArray[np.uint8] | None:
+    """Picture (H, W, 3) BGR, or None for bytes that are none."""
+    try:
+        picture = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:  # empty, or larger than OpenCV's limit
+        return None
+    return None if picture is None else np.asarray(picture, np.uint8)
+
+
 def _read_files(folder: Path) -> Iterator[tuple[str, bytes]]:
     """Name and content of every picture below a folder, in sorted order."""
     for path in sorted(folder.rglob("*")):
-        if path.suffix == ".tar":
-            with tarfile.open(path) as shard:
-                for member in shard:
-                    if member.isfile() and Path(member.name).suffix.lower() in PICTURE_SUFFIXES:
-                        reader = shard.extractfile(member)
-                        yield member.name, reader.read() if reader is not None else b""
-        elif path.suffix.lower() in PICTURE_SUFFIXES and path.is_file():
-            yield path.name, path.read_bytes()
+        suffix = path.suffix.lower()
+        if suffix not in {".tar", *PICTURE_SUFFIXES} or not path.is_file():
+            continue
+        try:
+            if suffix == ".tar":
+                yield from _read_shard(path)
+            else:
+                yield path.name, path.read_bytes()
+        except (OSError, tarfile.TarError) as error:
+            raise TrainingError(f"{path}: cannot be read ({error})") from error
+
+
+def _read_shard(path: Path) -> Iterator[tuple[str, bytes]]:
+    with tarfile.open(path) as shard:
+        for member in shard:
+            if member.isfile() and Path(member.name).suffix.lower() in PICTURE_SUFFIXES:
+                reader = shard.extractfile(member)
+                yield member.name, reader.read() if reader is not None else b""
 
 
 class CropSampler:

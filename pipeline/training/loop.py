@@ -28,6 +28,7 @@ from pipeline.training.losses import Targets, cut_distortion, task_distortion, t
 from pipeline.training.recipes import CropRecipe, Recipe
 from pipeline.training.teacher import Teacher, normalise
 
+CHECKPOINT_FILE, LOG_FILE = "checkpoint.pt", "log.jsonl"
 CONTINUOUS_LEVEL_SHARE = 0.4
 """Of the frames that train on a level between two whole ones."""
 VALIDATION_PICTURES = 192
@@ -77,10 +78,12 @@ class NestedTraining:
             "codec": self.codec.state_dict(),
             "average": self.average.state_dict(),
             "optimiser": self.optimiser.state_dict(),
-            "log_lmbda": self.log_lmbda,
+            "log_lmbda": self.log_lmbda.clone(),
             "step": self.step,
             "elapsed_s": self.elapsed_s,
+            "skipped_steps": self.skipped_steps,
             "torch_random": torch.get_rng_state(),
+            "cuda_random": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             "crop_random": self.sampler.random.bit_generator.state,
         }
 
@@ -89,9 +92,12 @@ class NestedTraining:
         self.codec.load_state_dict(state["codec"])
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.log_lmbda = state["log_lmbda"]
+        self.log_lmbda = state["log_lmbda"].clone()
         self.step, self.elapsed_s = state["step"], state["elapsed_s"]
+        self.skipped_steps = state.get("skipped_steps", 0)
         torch.set_rng_state(state["torch_random"])
+        if self.device.type == "cuda" and state.get("cuda_random") is not None:
+            torch.cuda.set_rng_state(state["cuda_random"], self.device)
         self.sampler.random.bit_generator.state = state["crop_random"]
 
     def train_step(self) -> dict[str, float]:
@@ -165,7 +171,8 @@ class NestedTraining:
             chosen = deepest & (level == index)
             if chosen.any():
                 error = math.log(max(float(bpp[chosen].mean()), 1e-4) / target)
-                self.log_lmbda[index] += weight * self.recipe.rates.adaptation * max(-1.0, min(1.0, error))
+                if math.isfinite(error):  # else the step is left out anyway
+                    self.log_lmbda[index] += weight * self.recipe.rates.adaptation * max(-1.0, min(1.0, error))
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -251,15 +258,17 @@ def run_training(
 ) -> None:
     """Train until the recipe's time is up or a stop is asked for; the state is saved either way.
 
+    At the end of its time the run is validated; a stop does not wait for that.
+
     Args:
         folder: gets `checkpoint.pt` and `log.jsonl`.
         report: called with each line of the log.
         clock: seconds, monotonic; the time of pauses between two runs does not count.
     """
-    checkpoint, recipe = folder / "checkpoint.pt", training.recipe
+    checkpoint, recipe = folder / CHECKPOINT_FILE, training.recipe
     begun = clock() - training.elapsed_s
     saved_s = validated_s = training.elapsed_s
-    with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
+    with (folder / LOG_FILE).open("a", encoding="utf-8") as log:
 
         def write(line: dict[str, Any]) -> None:
             log.write(json.dumps(line) + "\n")
@@ -271,11 +280,10 @@ def run_training(
             training.elapsed_s = clock() - begun
             if training.step % 50 == 0:
                 lmbda = [round(value, 4) for value in training.log_lmbda.exp().tolist()]
-                rate = training.step / training.elapsed_s
-                line = {
+                line: dict[str, Any] = {
                     "step": training.step,
                     "progress": training.progress,
-                    "steps_per_s": rate,
+                    "steps_per_s": training.step / max(training.elapsed_s, 1e-9),
                     "lmbda": lmbda,
                 }
                 write(line | {name: round(value, 5) for name, value in parts.items()})
@@ -286,12 +294,13 @@ def run_training(
                 write({"step": training.step, "validation": training.validate()})
                 validated_s = training.elapsed_s
         save_checkpoint(training.state(), checkpoint)
-        write({"step": training.step, "elapsed_s": training.elapsed_s, "validation": training.validate()})
+        ending = {"validation": training.validate()} if training.progress >= 1 else {"stopped": True}
+        write({"step": training.step, "elapsed_s": training.elapsed_s, **ending})
 
 
 def resume(training: NestedTraining, folder: Path) -> bool:
     """Take up the folder's checkpoint if there is one; says whether there was."""
-    checkpoint = folder / "checkpoint.pt"
+    checkpoint = folder / CHECKPOINT_FILE
     if not checkpoint.exists():
         return False
     training.restore(load_checkpoint(checkpoint, training.recipe.model_dump(mode="json")))

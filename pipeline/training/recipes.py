@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import ConfigError
 
+MAX_DEPTH = 64
+"""Eight times what a camera box has time for."""
+MAX_LEVELS = 16
+"""The bitstream's header holds sixteenths of a level in a byte."""
+
 
 class RecipePart(BaseModel):
     """Unknown keys are errors; values do not change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+Positive = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
+Depth = Annotated[int, Field(ge=0, le=MAX_DEPTH)]
 
 
 class NetworkRecipe(RecipePart):
     """Sizes of the nested codec; the words of `pipeline.codec.nested.NestedShape`."""
 
-    depths: tuple[int, ...] = (0, 1, 2, 4, 8)
+    depths: tuple[Depth, ...] = (0, 1, 2, 4, 8)
     channels: int = Field(64, ge=8)
     expansion: int = Field(3, ge=1)
     kernel: Literal[3, 5, 7] = 5
@@ -45,15 +55,15 @@ class RateRecipe(RecipePart):
     takes less, so that one long run lands on the wanted points; short runs are better off with fixed weights.
     """
 
-    target_bpp: tuple[float, ...] = (0.10, 0.17, 0.28, 0.45, 0.75)
-    initial_lmbda: tuple[float, ...] = (6.0, 3.0, 1.5, 0.75, 0.35)
+    target_bpp: tuple[Positive, ...] = Field((0.10, 0.17, 0.28, 0.45, 0.75), min_length=2, max_length=MAX_LEVELS)
+    initial_lmbda: tuple[Positive, ...] = (6.0, 3.0, 1.5, 0.75, 0.35)
     adaptation: float = Field(0.0, ge=0, description="change of ln(lambda) a step for a rate off by a factor e")
     start_share: float = Field(0.03, ge=0, description="share of lambda during the warm-up")
 
     @model_validator(mode="after")
     def _check_lengths(self) -> RateRecipe:
-        if len(self.target_bpp) < 2 or len(self.target_bpp) != len(self.initial_lmbda):
-            raise ValueError("target_bpp and initial_lmbda need the same number of levels, at least 2")
+        if len(self.target_bpp) != len(self.initial_lmbda):
+            raise ValueError("target_bpp and initial_lmbda need the same number of levels")
         if list(self.target_bpp) != sorted(self.target_bpp):
             raise ValueError("target_bpp must rise")
         return self
@@ -62,10 +72,10 @@ class RateRecipe(RecipePart):
 class LossRecipe(RecipePart):
     """Weights of the distortion terms. Features are standardised, so each term starts near 1."""
 
-    cut: float = 1.0
-    stages: tuple[float, float, float] = (0.3, 0.5, 0.5)
-    pooled: float = 0.5
-    kl: float = 1.0
+    cut: Weight = 1.0
+    stages: tuple[Weight, Weight, Weight] = (0.3, 0.5, 0.5)
+    pooled: Weight = 0.5
+    kl: Weight = 1.0
     warmup_share: float = Field(0.06, ge=0, le=1, description="of the run, with the cut's features alone")
     ramp_share: float = Field(0.08, gt=0, le=1, description="of the run, in which the rest comes in")
 
@@ -81,7 +91,7 @@ class CropRecipe(RecipePart):
 class DataRecipe(RecipePart):
     """Pictures and how they are varied."""
 
-    folders: tuple[str, ...]
+    folders: tuple[str, ...] = Field(min_length=1)
     min_area: float = Field(0.3, gt=0, le=1, description="smallest share of a picture that a crop covers")
     brightness: float = Field(0.2, ge=0, lt=1)
     contrast: float = Field(0.2, ge=0, lt=1)
@@ -102,7 +112,7 @@ class OptimiserRecipe(RecipePart):
 class Recipe(RecipePart):
     """One training run."""
 
-    name: str
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="of the run and its folder")
     family: Literal["nested"] = "nested"
     classifier: Literal["efficientnet_lite0"] = "efficientnet_lite0"
     cut: Literal["stride8"] = "stride8"
@@ -112,7 +122,7 @@ class Recipe(RecipePart):
     network: NetworkRecipe = NetworkRecipe()
     rates: RateRecipe = RateRecipe()
     loss: LossRecipe = LossRecipe()
-    crops: tuple[CropRecipe, ...] = (CropRecipe(until=1.0, size_px=160, batch=32),)
+    crops: tuple[CropRecipe, ...] = Field((CropRecipe(until=1.0, size_px=160, batch=32),), min_length=1)
     data: DataRecipe
     optimiser: OptimiserRecipe = OptimiserRecipe()
     checkpoint_minutes: float = Field(2, gt=0)
@@ -136,14 +146,16 @@ def load_recipe(path: Path) -> Recipe:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(path, "", f"cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(path, "", f"is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ConfigError(path, "", "must hold keys and values")
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
+        errors = error.errors()
+        # A misspelt key is often missed under its right name too; the misspelling says more.
+        first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
         key = ".".join(str(part) for part in first["loc"])
         problem = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":

@@ -60,7 +60,9 @@ class OpenVinoEngine:
         import openvino
 
         model = openvino.convert_model(self._module, example_input=torch.zeros(shape), input=[list(shape)])
-        return openvino.compile_model(model, "CPU", {"INFERENCE_NUM_THREADS": self._threads})
+        # The precision is stated, because OpenVINO takes bf16 by itself on CPUs that have it.
+        settings = {"INFERENCE_NUM_THREADS": self._threads, "INFERENCE_PRECISION_HINT": "f32"}
+        return openvino.compile_model(model, "CPU", settings)
 
 
 class _WithStages(torch.nn.Module):

@@ -1,0 +1,215 @@
+"""The nested codec: one set of weights for every depth, levels in between, a prior that is a distribution."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.codec.counts import count
+from pipeline.codec.lite0 import Lite0
+from pipeline.codec.nested import (
+    INITIAL_STANDARD_DEVIATION,
+    NestedCodec,
+    NestedDecoder,
+    NestedEncoder,
+    NestedShape,
+    laplace_mass,
+)
+from pipeline.training.loop import build_codec
+from pipeline.training.recipes import load_recipe
+
+DEEP = NestedShape(depths=(0, 1, 2, 4), levels=3, channels=8, expansion=2, kernel=3, latent_channels=5)
+RECIPE = Path(__file__).parents[3] / "configs" / "train" / "nested-lite0.yaml"
+
+
+@pytest.fixture(scope="module")
+def encoder() -> NestedEncoder:
+    torch.manual_seed(3)
+    return NestedEncoder(DEEP).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def codec() -> NestedCodec:
+    """With every level and exit different."""
+    torch.manual_seed(4)
+    codec = NestedCodec(DEEP).requires_grad_(False)
+    for parameter in (codec.log_gain, codec.log_inverse_gain, codec.log_scale, codec.mean, codec.condition):
+        parameter.add_(torch.randn_like(parameter) * 0.3)
+    return codec
+
+
+def pictures(number: int = 2, side: int = 32) -> Tensor:
+    return torch.randn(number, 3, side, side, generator=torch.Generator().manual_seed(9))
+
+
+# One set of weights
+
+
+def test_one_pass_gives_what_each_depth_gives_alone(encoder: NestedEncoder) -> None:
+    """Training and validation use `latents`, nodes run one depth: they must not come apart."""
+    x = pictures()
+    latents = encoder.latents(x)
+    assert len(latents) == len(DEEP.depths)
+    for depth, latent in zip(DEEP.depths, latents, strict=True):
+        assert latent.shape == (2, 5, 4, 4)
+        torch.testing.assert_close(encoder(x, depth), latent)
+
+
+@pytest.mark.parametrize("depth", DEEP.depths)
+def test_depth_uses_the_first_blocks_and_its_own_exit_alone(encoder: NestedEncoder, depth: int) -> None:
+    torch.manual_seed(3)
+    other = NestedEncoder(DEEP).eval().requires_grad_(False)
+    for index, block in enumerate(other.blocks):
+        if index >= depth:
+            for parameter in block.parameters():
+                parameter.fill_(torch.nan)
+    for name, layer in other.exits.items():
+        if name != str(depth):
+            for parameter in layer.parameters():
+                parameter.fill_(torch.nan)
+    torch.testing.assert_close(other(pictures(), depth), encoder(pictures(), depth))
+
+
+def test_every_block_before_an_exit_matters(encoder: NestedEncoder) -> None:
+    x = pictures()
+    for index in range(4):
+        torch.manual_seed(3)
+        other = NestedEncoder(DEEP).eval().requires_grad_(False)
+        for parameter in other.blocks[index].parameters():
+            parameter.mul_(1.5)
+        assert not torch.allclose(other(x, 4), encoder(x, 4), atol=1e-4)
+
+
+# Levels
+
+
+def test_gain_between_two_levels_is_their_geometric_mean(codec: NestedCodec) -> None:
+    low, middle, high = codec.gain(torch.tensor([1.0, 1.5, 2.0]))
+    torch.testing.assert_close(middle, (low * high).sqrt())
+    quarter = codec.gain(torch.tensor([0.25]))[0]
+    ends = codec.gain(torch.tensor([0.0, 1.0]))
+    torch.testing.assert_close(quarter, ends[0] ** 0.75 * ends[1] ** 0.25)
+
+
+def test_decoder_inputs_follow_exit_and_level_of_each_frame(codec: NestedCodec) -> None:
+    exits, levels = torch.tensor([0, 3, 3]), torch.tensor([2.0, 0.5, 1.0])
+    inverse_gain, condition = codec.decoder_inputs(exits, levels)
+    torch.testing.assert_close(inverse_gain[0], codec.log_inverse_gain[0, 2].exp())
+    torch.testing.assert_close(inverse_gain[1], codec.log_inverse_gain[3, :2].mean(dim=0).exp())
+    torch.testing.assert_close(condition[1], codec.condition[3, :2].mean(dim=0))
+    torch.testing.assert_close(condition[2], codec.condition[3, 1])
+
+
+def test_scale_between_two_levels_is_their_geometric_mean(codec: NestedCodec) -> None:
+    codec.mean.zero_()
+    other = NestedCodec(DEEP).requires_grad_(False)
+    other.mean.zero_()
+    other.log_scale.copy_(codec.log_scale[:, :2].mean(dim=1, keepdim=True).expand_as(codec.log_scale))
+    scaled, exits = torch.randn(1, 5, 4, 4), torch.tensor([2])
+    torch.testing.assert_close(
+        codec.bits(scaled, exits, torch.tensor([0.5])), other.bits(scaled, exits, torch.tensor([0.5]))
+    )
+
+
+def test_initial_gain_lifts_the_latent_above_the_rounding_noise(encoder: NestedEncoder) -> None:
+    codec = NestedCodec(DEEP)
+    codec.fit_initial_gain(pictures(8))
+    latents = torch.stack(codec.encoder.latents(pictures(8))) * codec.gain(torch.zeros(1))[0][:, None, None]
+    spread = latents.std(dim=(1, 3, 4)).mean(dim=0)
+    torch.testing.assert_close(spread, torch.full((5,), INITIAL_STANDARD_DEVIATION), rtol=0.02, atol=0)
+    restored = codec.gain(torch.ones(1)) * codec.decoder_inputs(torch.zeros(1, dtype=torch.long), torch.ones(1))[0]
+    torch.testing.assert_close(restored, torch.ones(1, 5))
+
+
+# The prior
+
+
+@pytest.mark.parametrize("scale", [0.02, 0.3, 1.0, 10.0, 1000.0])
+@pytest.mark.parametrize("offset", [0.0, 0.3, 0.5, 1.49])
+def test_laplace_mass_of_all_symbols_is_one(scale: float, offset: float) -> None:
+    symbols = torch.arange(-30_000, 30_001, dtype=torch.float32)
+    masses = laplace_mass((symbols - offset).abs(), torch.tensor(scale))
+    assert masses.min() >= 0
+    assert masses.double().sum().item() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e-2, 1.0, 1e3, 1e6])
+@pytest.mark.parametrize("distance", [0.0, 0.25, 0.5, 0.50001, 1.0, 50.0, 1e4])
+def test_laplace_mass_has_finite_gradients(scale: float, distance: float) -> None:
+    inputs = torch.tensor([distance], requires_grad=True), torch.tensor([scale], requires_grad=True)
+    mass = laplace_mass(*inputs)
+    mass.sum().backward()  # type: ignore[no-untyped-call]
+    assert torch.isfinite(mass).all()
+    assert all(each.grad is not None and torch.isfinite(each.grad).all() for each in inputs)
+
+
+def test_laplace_mass_is_that_of_the_distribution() -> None:
+    laplace = torch.distributions.Laplace(torch.tensor(0.0, dtype=torch.float64), torch.tensor(1.7))
+    distance = torch.linspace(0, 8, 200, dtype=torch.float64)
+    expected = laplace.cdf(distance + 0.5) - laplace.cdf(distance - 0.5)
+    torch.testing.assert_close(laplace_mass(distance, torch.tensor(1.7, dtype=torch.float64)), expected)
+
+
+def test_bits_stay_finite_however_narrow_the_prior_and_however_far_the_latent(codec: NestedCodec) -> None:
+    codec.log_scale.fill_(-50.0)
+    codec.log_scale.requires_grad_(True)
+    codec.mean.requires_grad_(True)
+    scaled = torch.full((2, 5, 4, 4), 1e4)
+    bits = codec.bits(scaled, torch.tensor([0, 3]), torch.tensor([0.0, 1.5]))
+    bits.sum().backward()  # type: ignore[no-untyped-call]
+    assert bits.shape == (2,)
+    assert torch.isfinite(bits).all()
+    assert codec.log_scale.grad is not None
+    assert torch.isfinite(codec.log_scale.grad).all()
+
+
+# The budget
+
+
+def test_decoder_of_the_default_recipe_is_light() -> None:
+    """It runs for every frame of the fleet: at most 0.2 GMAC, beside 0.4 of the whole classifier."""
+    codec = build_codec(load_recipe(RECIPE))
+    shape = codec.shape
+    counts = count(
+        codec.decoder,
+        (shape.latent_channels, 28, 28),
+        lambda decoder, symbols: decoder(
+            symbols,
+            torch.ones(1, shape.latent_channels, device="meta"),
+            torch.zeros(1, shape.decoder_channels, device="meta"),
+        ),
+    )
+    assert counts.macs <= 200e6
+    assert counts.parameters <= 300_000
+
+
+@pytest.mark.parametrize(("depth", "share"), [(0, 0.06), (4, 0.25), (8, 0.5)])
+def test_encoder_of_the_default_recipe_is_cheap_beside_the_classifier(
+    classifier: Lite0, depth: int, share: float
+) -> None:
+    """Where it cost as much, the node could as well classify by itself; in time it is about half of these shares."""
+    encoder = build_codec(load_recipe(RECIPE)).encoder
+    counts = count(encoder, (3, 224, 224), lambda network, x: network(x, depth))
+    assert counts.macs <= share * count(classifier, (3, 224, 224)).macs
+    assert counts.parameters <= 300_000
+
+
+def test_decoder_is_of_the_shape_that_training_compares(codec: NestedCodec) -> None:
+    """What the cloud runs is what the loss saw, in the classifier's own units."""
+    decoder: NestedDecoder = codec.decoder
+    decoder.feature_mean.copy_(torch.arange(40.0))
+    decoder.feature_std.copy_(torch.arange(40.0) + 1)
+    symbols, inverse_gain = torch.randint(-3, 4, (2, 5, 4, 4)).float(), torch.rand(2, 5)
+    condition = torch.randn(2, DEEP.decoder_channels)
+    standardised = decoder.standardised(symbols * inverse_gain[:, :, None, None], condition)
+    features = decoder(symbols, inverse_gain, condition)
+    assert features.shape == (2, 40, 4, 4)
+    torch.testing.assert_close(
+        (features - torch.arange(40.0)[:, None, None]) / (torch.arange(40.0) + 1)[:, None, None],
+        standardised,
+        rtol=1e-4,
+        atol=1e-4,
+    )

@@ -1,0 +1,41 @@
+"""A worker process without networks: what it does with a batch stands in the batch's first bitstream."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+
+from nodes.worker import READY, BatchAnswer, BatchJob
+from nodes.worker_link import WorkerLink
+from pipeline.decoding import BatchTimings, Classes, CodedFrame
+
+ANSWER, CRASH, HANG, PID = b"answer", b"crash", b"hang", b"pid"
+#: The specification that lets a worker die before it is ready.
+STILLBORN = "stillborn"
+
+
+def trivial_worker(end: socket.socket, spec: str) -> None:
+    """Target of the process."""
+    if spec == STILLBORN:
+        os._exit(3)
+    link = WorkerLink(end)
+    link.send(READY)
+    while True:
+        try:
+            job: BatchJob = link.receive()
+        except (EOFError, OSError):
+            return
+        order = job.frames[0].bitstream
+        if order == CRASH:
+            os._exit(7)
+        if order == HANG:
+            signal.pause()
+        text = str(os.getpid()) if order == PID else ""
+        answers = tuple(Classes((index,), (1.0,), None) if not text else text for index in range(len(job.frames)))
+        link.send(BatchAnswer(job.number, answers, BatchTimings(1, 2, 0)))
+
+
+def make_job(order: bytes = ANSWER, number: int = 0, *, frames: int = 1, reference: bytes | None = None) -> BatchJob:
+    """A batch for it."""
+    return BatchJob(number, bytes(32), (CodedFrame(order, reference),) * frames)
