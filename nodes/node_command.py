@@ -12,7 +12,7 @@ import zmq
 from rich.console import Console
 
 from nodes.bundles import load_configured
-from nodes.calibration import made_up_frame, measure_depths
+from nodes.calibration import DepthCost, made_up_frame, measure_depths
 from nodes.capture import CameraReader
 from nodes.capture_link import CaptureOptions
 from nodes.cli import version
@@ -67,7 +67,20 @@ def run(config: NodeConfig, options: RunOptions) -> int:
     shown: EdgeWatcher = machine if options.is_json else lines
 
     def calibrate(frame: Frame | None) -> DepthController:
-        return _calibrate(frame, encoder, level16, config, options, console, machine)
+        controller, costs = _calibrate(frame, encoder, level16, config, console)
+        if options.is_json:
+            machine.emit(
+                "start",
+                bundle=bundle.short_id,
+                level=level16 / 16,
+                budget_ms=config.codec.budget_ms,
+                depth=controller.decide(),
+                costs=[{"depth": c.depth, "median_ms": c.median_ns / 1e6, "p90_ms": c.p90_ns / 1e6} for c in costs],
+                metrics=server.url,
+            )
+        else:
+            console.print(depth_table(costs, bundle, level16, controller.budget_ns, controller.decide()))
+        return controller
 
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     node = EdgeNode(
@@ -130,34 +143,21 @@ def _calibrate(
     encoder: Encoder,
     level16: int,
     config: NodeConfig,
-    options: RunOptions,
     console: Console,
-    machine: NodeJson,
-) -> DepthController:
-    """Time the depths, print the table, choose."""
+) -> tuple[DepthController, list[DepthCost]]:
+    """Time the depths and choose; what is unusual is said."""
     if frame is None:
         console.print("no camera gave a frame yet: depths are timed on a made-up picture")
     costs = measure_depths(encoder, frame or made_up_frame(), level16)
     budget_ns = round(config.codec.budget_ms * NS_PER_MS)
     manual = None if config.codec.depth == "auto" else config.codec.depth
     controller = DepthController({cost.depth: cost.p90_ns for cost in costs}, budget_ns, manual_depth=manual)
-    if options.is_json:
-        machine.emit(
-            "start",
-            bundle=encoder.bundle.short_id,
-            level=level16 / 16,
-            budget_ms=config.codec.budget_ms,
-            depth=controller.decide(),
-            costs=[{"depth": c.depth, "median_ms": c.median_ns / 1e6, "p90_ms": c.p90_ns / 1e6} for c in costs],
-        )
-    else:
-        console.print(depth_table(costs, encoder.bundle, level16, budget_ns, controller.decide()))
     if controller.take_warning():
         console.print(
             f"[yellow]not even depth {controller.decide()} fits {config.codec.budget_ms:g} ms here: "
             f"frames are {'dropped' if config.codec.when_over_budget == 'drop' else 'sent'} over budget[/yellow]"
         )
-    return controller
+    return controller, costs
 
 
 def _known_labels(bundle: Bundle, cameras: Sequence[Camera], config: NodeConfig) -> dict[str, Sequence[object]]:

@@ -79,7 +79,8 @@ class NodeJson:
                     credit=action.welcome.credit,
                 )
             case Lost():
-                self.emit("link", state="down", reason=action.reason.value, text=action.text)
+                code = None if action.code is None else action.code.value
+                self.emit("link", state="down", reason=action.reason.value, code=code, text=action.text)
             case Backoff():
                 pass
 

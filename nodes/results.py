@@ -74,6 +74,8 @@ class LineSink:
         with suppress(queue.Empty):
             while True:
                 self._refused += self._queue.get_nowait() is not None
+        with suppress(queue.Full):
+            self._queue.put_nowait(None)
 
     def _write(self) -> None:
         while (result := self._queue.get()) is not None:

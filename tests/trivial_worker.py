@@ -32,10 +32,10 @@ def trivial_worker(end: socket.socket, spec: str) -> None:
         if order == HANG:
             signal.pause()
         text = str(os.getpid()) if order == PID else ""
-        answers = tuple(Classes((index,), (1.0,), None) if not text else text for index in range(len(job.frames)))
+        answers = tuple(text or Classes((index,), (1.0,), None) for index in range(len(job.frames)))
         link.send(BatchAnswer(job.number, answers, BatchTimings(1, 2, 0)))
 
 
-def make_job(order: bytes = ANSWER, number: int = 0, *, frames: int = 1, reference: bytes | None = None) -> BatchJob:
+def make_job(order: bytes = ANSWER, number: int = 0, *, frames: int = 1) -> BatchJob:
     """A batch for it."""
-    return BatchJob(number, bytes(32), (CodedFrame(order, reference),) * frames)
+    return BatchJob(number, bytes(32), (CodedFrame(order),) * frames)

@@ -43,7 +43,7 @@ LEVEL_STEP16 = 4
 HISTOGRAM_REACH = 500
 """Symbols beyond it are counted in the outermost bins; they are coded with the escape anyway."""
 MIN_NONZERO_SHARE = 2e-5
-"""A channel whose symbols are non-zero more rarely is left out: under one symbol a frame, and not worth a table."""
+"""A channel whose symbols are non-zero more rarely is left out: one symbol in sixty frames is not worth a table."""
 MAX_SYMBOL_DIFFERENCES = 1e-3
 """Share of symbols that may differ between graph and torch, by 1: rounding at the very edge."""
 CHECKED_PICTURES = 24

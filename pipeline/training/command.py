@@ -60,10 +60,13 @@ def run(args: argparse.Namespace) -> int:
     if args.resume and resume(training, folder):
         print(f"resumed at step {training.step}, {training.progress:.0%} done", file=sys.stderr)
     stop_asked: list[bool] = []
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, lambda *_: stop_asked.append(True))
-    show = _print_json if args.json else _print_line
-    run_training(training, folder, show, lambda: bool(stop_asked), now_s)
+    before = {name: signal.signal(name, lambda *_: stop_asked.append(True)) for name in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        show = _print_json if args.json else _print_line
+        run_training(training, folder, show, lambda: bool(stop_asked), now_s)
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
     return 0
 
 

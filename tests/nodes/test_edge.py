@@ -206,7 +206,9 @@ def test_live_frame_that_comes_when_its_credit_is_gone_is_dropped() -> None:
         door.give(bench.clock())
 
     # The door was asked at the start, and no longer keeps a place when the yard is asked too.
-    bench.run(bench.wait(RESERVE_NS), 1, give_both, 1, lambda: bench.uplink.deliver(*bench.cloud.answers(Outcome.OK)), 1)
+    bench.run(
+        bench.wait(RESERVE_NS), 1, give_both, 1, lambda: bench.uplink.deliver(*bench.cloud.answers(Outcome.OK)), 1
+    )
     assert bench.dropped("yard") == {"link_down": 1}
     assert bench.dropped("door") == {"no_credit": 1}
     assert bench.node.ledger.snapshot().total.results == 1
@@ -288,9 +290,7 @@ def test_silent_cloud_is_given_up(bench: Bench) -> None:
 
 def test_frame_without_result_expires_and_its_result_is_late(bench: Bench) -> None:
     bench = Bench(cloud=FakeCloud(outcome=None), result_timeout_ns=S)
-    bench.run(
-        bench.give(), 1, bench.wait(S), 1, lambda: bench.uplink.deliver(*bench.cloud.answers(Outcome.OK)), 1
-    )
+    bench.run(bench.give(), 1, bench.wait(S), 1, lambda: bench.uplink.deliver(*bench.cloud.answers(Outcome.OK)), 1)
     assert bench.dropped() == {"link_down": 1, "expired": 1}
     total = bench.node.ledger.snapshot().total
     assert (total.results, total.late) == (0, 1)
@@ -331,7 +331,9 @@ def test_every_third_frame_carries_its_view() -> None:
 
 
 def test_depth_goes_down_under_load_and_the_change_is_told(bench: Bench) -> None:
-    bench.run(lambda: bench.encoder.cost_ns.update({4: 12 * MS}), *[step for _ in range(12) for step in (bench.give(), 1)])
+    bench.run(
+        lambda: bench.encoder.cost_ns.update({4: 12 * MS}), *[step for _ in range(12) for step in (bench.give(), 1)]
+    )
     assert [(change.before, change.after) for change in bench.notes.depths] == [(4, 0)]
     assert bench.encoder.points[-1].depth == 0
     assert sum(encoded.is_over_budget for encoded in bench.notes.encoded_frames) == 10

@@ -76,7 +76,8 @@ class RealPeer:
 
     def received(self) -> int:
         if self.door.socket.poll(PATIENCE_MS):
-            for self._routing_id, _ in self.door.receive(10):
+            for routing_id, _ in self.door.receive(10):
+                self._routing_id = routing_id
                 self._received += 1
         return self._received
 

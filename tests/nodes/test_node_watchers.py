@@ -238,9 +238,7 @@ def fill(ledger: Ledger) -> None:
     ledger.skip("yard", 0, 1, Outcome.NO_CREDIT)
     for sequence in range(5, 12):
         ledger.capture("door", sequence, 0, label=967)
-        ledger.send(
-            "door", sequence, 0, depth=4, level16=48, bitstream_bytes=1000, coded_pixels=50176, wire_bytes=1100
-        )
+        ledger.send("door", sequence, 0, depth=4, level16=48, bitstream_bytes=1000, coded_pixels=50176, wire_bytes=1100)
     for sequence in range(5, 9):
         ledger.answer("door", sequence, Outcome.OK, 1, classes=[967], reference_top1=967, wire_bytes=90)
     ledger.answer("door", 9, Outcome.STALE, 1)
@@ -279,9 +277,7 @@ def test_totals_add_up_in_one_scrape(node: Any) -> None:
     totals = ledger_totals(node.ledger.snapshot())
     captured = sum(value for key, value in totals.items() if key[0] == "rac_node_frames_captured_total")
     dropped = sum(value for key, value in totals.items() if key[0] == "rac_node_frames_dropped_total")
-    results = sum(
-        value for key, value in totals.items() if key[0] == "rac_node_results_total" and key[2] == "ok"
-    )
+    results = sum(value for key, value in totals.items() if key[0] == "rac_node_results_total" and key[2] == "ok")
     assert captured == results + dropped + totals["rac_node_in_flight_frames",]
 
 

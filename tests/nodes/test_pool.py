@@ -26,8 +26,10 @@ from nodes.pool import (
     WorkerPool,
     WorkerReady,
 )
+from nodes.worker import BatchJob
 from nodes.worker_link import FrontLink, WorkerLink, worker_links
-from tests.trivial_worker import CRASH, HANG, PID, STILLBORN, make_job, trivial_worker
+from pipeline.decoding import CodedFrame
+from tests.trivial_worker import ANSWER, CRASH, HANG, PID, STILLBORN, make_job, trivial_worker
 
 PATIENCE_S = 20.0
 BATCH_TIMEOUT_NS = 5 * SECOND_NS
@@ -54,9 +56,6 @@ class Owner:
 
     def wait_ready(self, num_workers: int = 1) -> None:
         self.wait(lambda: self.pool.count(SlotState.READY) == num_workers)
-
-    def get(self, kind: type[PoolEvent]) -> list[PoolEvent]:
-        return [event for event in self.events if isinstance(event, kind)]
 
     def lost(self) -> list[WorkerLost]:
         return [event for event in self.events if isinstance(event, WorkerLost)]
@@ -150,10 +149,10 @@ def test_worker_that_is_stopped_takes_a_large_batch_without_holding_up_the_front
     owner.wait_ready()
     pid = owner.pid()
     os.kill(pid, signal.SIGSTOP)
-    job = make_job(frames=16, reference=bytes(150_000))
+    # One object sixteen times would be pickled once; these are sixteen.
+    frames = tuple(CodedFrame(ANSWER, os.urandom(150_000)) for _ in range(16))
+    job = BatchJob(0, bytes(32), frames)
     begun_s = time.monotonic()
-    # One object sixteen times is pickled once; these are sixteen.
-    job = type(job)(0, job.bundle_id, tuple(make_job(reference=os.urandom(150_000)).frames[0] for _ in range(16)))
     assert owner.pool.submit(job, owner.now_ns) == 0
     owner.poll()
     assert time.monotonic() - begun_s < 2.0

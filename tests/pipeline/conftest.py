@@ -75,7 +75,9 @@ def many_views(photographs: dict[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:
 @pytest.fixture(scope="session")
 def classifier() -> Lite0:
     """The whole frozen classifier."""
-    pytest.importorskip("torch")
+    torch = pytest.importorskip("torch")
+    # On a busy machine two threads wait for one another: steps of 0.05 s then take 2 s.
+    torch.set_num_threads(1)
     from pipeline.codec.classifier import LITE0, load_classifier
     from pipeline.errors import BundleMismatchError
 

@@ -72,9 +72,7 @@ def test_pictures_below_the_folder_and_of_several_folders_are_read(folder: Path,
 
 
 @pytest.mark.parametrize("content", [None, "notes.txt", "one.png"])
-def test_folder_without_enough_pictures_says_so(
-    tmp_path: Path, picture_folder: Path, content: str | None
-) -> None:
+def test_folder_without_enough_pictures_says_so(tmp_path: Path, picture_folder: Path, content: str | None) -> None:
     if content == "one.png":
         shutil.copy(next(iter(sorted(picture_folder.iterdir()))), tmp_path / content)
     elif content is not None:

@@ -1,0 +1,62 @@
+"""What the end-to-end tests share: the cache of graphs, and one cloud for those tests that leave it as it was."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.programs import Program
+
+START_WITH = ("--bind", "tcp://127.0.0.1:0", "--metrics-port", "0", "--workers", "2")
+# Long enough for a batch on a loaded machine, short enough to wait for.
+BATCH_TIMEOUT_S = "4"
+
+Start = Callable[..., Program]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Graphs are made once for the source tree, not in the user's own cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "RAC_CACHE" not in os.environ:
+            patch.setenv("RAC_CACHE", str(request.config.cache.mkdir("graphs")))  # type: ignore[union-attr]
+        yield
+
+
+def starter(folder: Path, programs: ExitStack) -> Start:
+    """What starts programs that end with the stack, each with a log of its own."""
+    numbers = itertools.count()
+
+    def start(program: str, *arguments: str, **settings: str) -> Program:
+        log = folder / f"{program}-{next(numbers)}.log"
+        return programs.enter_context(Program(program, *arguments, log=log, **settings))
+
+    return start
+
+
+def start_cloud(start: Start, *arguments: str, **settings: str) -> Program:
+    """A cloud of its own on any port, with a worker that can serve."""
+    cloud = start("rac-cloud", *START_WITH, *arguments, **settings)
+    cloud.wait_event("ready")
+    return cloud
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    with ExitStack() as programs:
+        yield starter(tmp_path, programs)
+
+
+@pytest.fixture(scope="module")
+def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    """One cloud for the module; at its end it has to balance, whatever the tests did to it."""
+    with ExitStack() as programs:
+        start = starter(tmp_path_factory.mktemp("cloud"), programs)
+        made = start_cloud(start, RAC_POOL__BATCH_TIMEOUT_S=BATCH_TIMEOUT_S)
+        yield made
+        made.end()

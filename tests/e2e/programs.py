@@ -1,0 +1,281 @@
+"""The project's programs as a user starts them: own processes, JSON lines, signals, metrics over HTTP.
+
+Nothing here sleeps for a time that is hoped to be long enough: everything waits for an event, with a deadline that a
+loaded machine keeps too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from prometheus_client.parser import text_string_to_metric_families
+
+ROOT = Path(__file__).parents[2]
+# A program that has not done what it is waited for by then has failed.
+PATIENCE_S = 60.0
+ENTRIES = {"rac-node": "node_main", "rac-cloud": "cloud_main", "rac": "main"}
+
+Event = dict[str, Any]
+Series = tuple[str, ...]
+
+
+def command(program: str, *arguments: str) -> list[str]:
+    """Command line of a program of this source tree."""
+    entry = ENTRIES[program]
+    return [sys.executable, "-c", f"import sys; from nodes.cli import {entry}; sys.exit({entry}())", *arguments]
+
+
+def environment(**settings: str) -> dict[str, str]:
+    """The environment without configuration of ours, but for the cache and what is given."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAC_") or name == "RAC_CACHE"}
+    return kept | settings
+
+
+class Program:
+    """One running program with `--json`, in a group of its own, as a terminal starts it.
+
+    Attributes:
+        events: every line of standard output so far.
+    """
+
+    def __init__(self, program: str, *arguments: str, log: Path, **settings: str) -> None:
+        """Start.
+
+        Args:
+            log: file for standard error.
+            settings: environment of the program, such as RAC_DRAIN_S.
+        """
+        self.events: list[Event] = []
+        self._name = program
+        self._log = log
+        self._changed = threading.Condition()
+        self._has_ended = False
+        with log.open("w") as errors:
+            self.process = subprocess.Popen(
+                command(program, *arguments, "--json"),
+                cwd=ROOT,
+                env=environment(**settings),
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                start_new_session=True,
+            )
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Leave nothing behind, whatever the test did."""
+        left = [self.process.pid, *self.children()]
+        for pid in left:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        self.process.wait()
+        self._thread.join()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+    @property
+    def errors(self) -> str:
+        """Standard error so far."""
+        return self._log.read_text()
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def get(self, event: str, **facts: object) -> list[Event]:
+        """Events of one kind with these facts."""
+        with self._changed:
+            events = list(self.events)
+        return [line for line in events if line["event"] == event and facts.items() <= line.items()]
+
+    def wait_for(self, is_met: Callable[[], bool], what: str = "") -> None:
+        """Wait for a condition on the events; it is looked at whenever one came."""
+        limit_s = time.monotonic() + PATIENCE_S
+        with self._changed:
+            while not is_met():
+                left_s = limit_s - time.monotonic()
+                if self._has_ended or left_s <= 0:
+                    raise AssertionError(f"{self._name}: not {what or is_met}: {self.events[-5:]} {self.errors}")
+                self._changed.wait(min(left_s, 0.2))
+
+    def wait_event(self, event: str, count: int = 1, **facts: object) -> Event:
+        """Wait until so many events of a kind have come in all; return the last of them."""
+        self.wait_for(lambda: len(self.get(event, **facts)) >= count, f"{count} x {event} {facts}")
+        return self.get(event, **facts)[count - 1]
+
+    def wait_more(self, event: str, count: int, **facts: object) -> None:
+        """Wait for so many more events of a kind than there are now."""
+        self.wait_event(event, len(self.get(event, **facts)) + count, **facts)
+
+    def metrics(self) -> dict[Series, float]:
+        """All samples by name and label values, these in the order of the label names."""
+        text = urllib.request.urlopen(self.get("start")[0]["metrics"], timeout=PATIENCE_S).read().decode()
+        return {
+            (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+    def wait_metrics(self, is_met: Callable[[Mapping[Series, float]], bool]) -> Mapping[Series, float]:
+        """Scrape, ten times a second, until a condition is met."""
+        limit_s = time.monotonic() + PATIENCE_S
+        pause = threading.Event()
+        while True:
+            found = self.metrics()
+            if is_met(found):
+                return found
+            assert time.monotonic() < limit_s, (found, self.errors)
+            pause.wait(0.1)
+
+    def children(self) -> list[int]:
+        """Processes under this one, at any depth."""
+        parents = _parents()
+        found: list[int] = []
+        new = [self.process.pid]
+        while new:
+            new = [pid for pid, parent in parents.items() if parent in new]
+            found += new
+        return found
+
+    def workers(self) -> list[int]:
+        """Children that `multiprocessing` spawned: workers of a cloud, readers of a node."""
+        return [pid for pid in self.children() if "spawn_main" in _command_line(pid)]
+
+    def loaded(self, library: str) -> list[int]:
+        """This process and those under it that have a shared library mapped whose path has this in it."""
+        return [pid for pid in [self.pid, *self.children()] if library in _maps(pid)]
+
+    def send_signal(self, number: signal.Signals, *, group: bool = False) -> None:
+        """Send a signal; to the whole group, as Ctrl-C does."""
+        if group:
+            os.killpg(self.process.pid, number)
+        else:
+            self.process.send_signal(number)
+
+    def end(
+        self, number: signal.Signals = signal.SIGTERM, *, group: bool = False, within_s: float = PATIENCE_S
+    ) -> Event:
+        """Stop in order and check that it was one; return the summary."""
+        children = self.children()
+        begun_s = time.monotonic()
+        self.send_signal(number, group=group)
+        self.process.wait(PATIENCE_S)
+        took_s = time.monotonic() - begun_s
+        assert took_s < within_s, f"{self._name} took {took_s:.2f} s to end"
+        return self.check_end(children)
+
+    def check_end(self, children: list[int] | None = None) -> Event:
+        """The program has ended, or does so by itself: exit code 0, a summary that balances, nothing left."""
+        assert self.process.wait(PATIENCE_S) == 0, self.errors
+        self._thread.join(PATIENCE_S)
+        assert "Traceback" not in self.errors, self.errors
+        assert_gone(children or [])
+        summary = self.events[-1]
+        assert summary["event"] == "summary", summary
+        check_balance(summary)
+        return summary
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            with self._changed:
+                self.events.append(json.loads(line))
+                self._changed.notify_all()
+        with self._changed:
+            self._has_ended = True
+            self._changed.notify_all()
+
+
+def check_balance(summary: Event) -> None:
+    """A node: captured = results + dropped + in flight; a cloud: received = results by outcome + in flight."""
+    if "captured" in summary:
+        total = summary["results"] + sum(summary["dropped"].values()) + summary["in_flight"]
+        assert summary["captured"] == total, summary
+    else:
+        assert summary["received"] == sum(summary["results"].values()) + summary["in_flight"], summary
+
+
+def node_metrics_balance(found: Mapping[Series, float]) -> bool:
+    """Whether a node's page balances; all of it is of one moment."""
+    captured = sum_of(found, "rac_node_frames_captured_total")
+    results = sum(value for key, value in found.items() if key[0] == "rac_node_results_total" and key[2] == "ok")
+    dropped = sum_of(found, "rac_node_frames_dropped_total")
+    return captured == results + dropped + found["rac_node_in_flight_frames",]
+
+
+def sum_of(found: Mapping[Series, float], name: str) -> float:
+    """Sum over all series of a metric."""
+    return sum(value for key, value in found.items() if key[0] == name)
+
+
+def assert_gone(pids: list[int]) -> None:
+    """Every one of these processes has ended, or does so within moments."""
+    limit_s = time.monotonic() + 5.0
+    pause = threading.Event()
+    while left := [pid for pid in pids if _is_running(pid)]:
+        assert time.monotonic() < limit_s, [(pid, _command_line(pid)) for pid in left]
+        pause.wait(0.02)
+
+
+def run(program: str, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end."""
+    return subprocess.run(
+        command(program, *arguments),
+        cwd=ROOT,
+        env=environment(**settings),
+        capture_output=True,
+        text=True,
+        timeout=2 * PATIENCE_S,
+        check=False,
+    )
+
+
+def _parents() -> dict[int, int]:
+    """Parent by process id, of all processes."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            # The name stands in parentheses and may hold anything.
+            found[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return re.fullmatch("[ZX]", state) is None
+
+
+def _command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _maps(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/maps").read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,297 @@
+"""The training loop: every part learns, runs can be stopped and taken up exactly, divergence is told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.codec.lite0 import Lite0
+from pipeline.errors import TrainingError
+from pipeline.training import loop
+from pipeline.training.checkpoint import load_checkpoint
+from pipeline.training.datasets import Pictures
+from pipeline.training.loop import (
+    CHECKPOINT_FILE,
+    LOG_FILE,
+    MAX_SKIPPED_STEPS,
+    NestedTraining,
+    learning_rate,
+    resume,
+    run_training,
+)
+from pipeline.training.recipes import Recipe
+from pipeline.training.teacher import Teacher
+
+MakeTraining = Callable[[], NestedTraining]
+STEPS = 12
+
+
+def ticking(start: int = 0) -> Callable[[], float]:
+    """A clock on which every step takes 1/64 s, exact in binary."""
+    ticks = count(start)
+    return lambda: next(ticks) / 64
+
+
+def recorded(training: NestedTraining) -> list[dict[str, float]]:
+    """What every step of the run gives, as it goes on."""
+    losses: list[dict[str, float]] = []
+    step = training.train_step
+
+    def train_step() -> dict[str, float]:
+        losses.append(step())
+        return losses[-1]
+
+    training.train_step = train_step  # type: ignore[method-assign]
+    return losses
+
+
+def train(training: NestedTraining, folder: Path, steps: int | None = None, start: int = 0) -> list[dict[str, float]]:
+    losses = recorded(training)
+    folder.mkdir(exist_ok=True)
+    stop = (lambda: len(losses) >= steps) if steps is not None else (lambda: False)
+    run_training(training, folder, lambda _: None, stop, ticking(start))
+    return losses
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / LOG_FILE).read_text(encoding="utf-8").splitlines()]
+
+
+# A whole run
+
+
+def test_run_ends_with_its_time_and_says_what_it_reached(make_training: MakeTraining, tmp_path: Path) -> None:
+    training = make_training()
+    losses = train(training, tmp_path)
+    assert len(losses) == STEPS
+    assert set(losses[0]) == {"cut", "bpp", "loss", "gradient_norm"}
+    assert set(losses[-1]) == {"cut", "bpp", "stages", "kl", "loss", "gradient_norm"}
+    last = read_log(tmp_path)[-1]
+    assert (last["step"], last["elapsed_s"]) == (STEPS, STEPS / 64)
+    points = {(point["depth"], point["level"]): point for point in last["validation"]}
+    assert set(points) == {(0, 0.0), (0, 1.0), (1, 0.0), (1, 1.0)}
+    assert all(0 <= point["agreement"] <= 1 and point["bpp"] > 0 for point in points.values())
+    assert load_checkpoint(tmp_path / CHECKPOINT_FILE)["step"] == STEPS
+
+
+def test_every_parameter_learns(make_training: MakeTraining, tmp_path: Path) -> None:
+    """One that no gradient reaches would stay as it was drawn, and nobody would notice."""
+    training = make_training()
+    before = {name: value.detach().clone() for name, value in training.codec.named_parameters()}
+    train(training, tmp_path)
+    for name, value in training.codec.named_parameters():
+        assert not torch.equal(value, before[name]), name
+        assert not torch.equal(dict(training.average.named_parameters())[name], before[name]), name
+
+
+def test_classifier_and_its_statistics_stay_as_they_are(make_training: MakeTraining, tmp_path: Path) -> None:
+    training = make_training()
+    before = [value.clone() for value in training.classifier.state_dict().values()]
+    train(training, tmp_path, steps=8)
+    assert all(map(torch.equal, before, training.classifier.state_dict().values()))
+    torch.testing.assert_close(training.codec.decoder.feature_mean, training.teacher.feature_mean)
+    torch.testing.assert_close(training.average.decoder.feature_std, training.teacher.feature_std)
+
+
+def test_features_of_seen_pictures_come_closer(
+    recipe_fields: dict[str, Any],
+    classifier: Lite0,
+    teacher: Teacher,
+    pictures: Pictures,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The least that training must do: learn four crops by heart."""
+    recipe_fields["optimiser"] = {"warmup_steps": 2, "learning_rate": 0.02}
+    training = NestedTraining(Recipe.model_validate(recipe_fields), classifier, teacher, pictures, "cpu")
+    crops = training.sampler.batch(32, 4)
+    monkeypatch.setattr(training.sampler, "batch", lambda size_px, batch: crops)
+    losses = [training.train_step()["cut"] for _ in range(60)]
+    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
+
+
+# Stopping and taking up
+
+
+def test_resumed_run_is_the_uninterrupted_one(make_training: MakeTraining, tmp_path: Path) -> None:
+    """Same losses at every step, same weights at the end: the pause leaves no trace."""
+    whole = make_training()
+    expected = train(whole, tmp_path / "whole")
+    first = train(make_training(), tmp_path / "parts", steps=5)
+    second = make_training()
+    assert resume(second, tmp_path / "parts")
+    assert second.step == 5
+    # Another process, another clock.
+    rest = train(second, tmp_path / "parts", start=64_000)
+    assert [*first, *rest] == expected
+    for name, value in whole.average.state_dict().items():
+        assert torch.equal(second.average.state_dict()[name], value), name
+    assert torch.equal(second.log_lmbda, whole.log_lmbda)
+
+
+def test_validation_and_checkpoints_change_nothing(
+    recipe_fields: dict[str, Any], make_training: MakeTraining, tmp_path: Path
+) -> None:
+    """How often one looks must not decide what is learnt."""
+    watched = make_training()
+    watched.recipe = Recipe.model_validate({**recipe_fields, "checkpoint_minutes": 1e-6, "validate_minutes": 1e-6})
+    losses = train(watched, tmp_path / "watched")
+    assert len([line for line in read_log(tmp_path / "watched") if "validation" in line]) > STEPS
+    assert losses == train(make_training(), tmp_path / "plain")
+
+
+def test_stop_request_saves_at_once(
+    make_training: MakeTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the validation, which takes a minute on a slow machine."""
+    training = make_training()
+    monkeypatch.setattr(training, "validate", lambda: pytest.fail("validated"))
+    train(training, tmp_path, steps=3)
+    state = load_checkpoint(tmp_path / CHECKPOINT_FILE)
+    assert (state["step"], state["elapsed_s"]) == (3, 3 / 64)
+    assert read_log(tmp_path)[-1] == {"step": 3, "elapsed_s": 3 / 64, "stopped": True}
+
+
+def test_stop_request_before_the_first_step_still_leaves_a_checkpoint(
+    make_training: MakeTraining, tmp_path: Path
+) -> None:
+    assert train(make_training(), tmp_path, steps=0) == []
+    assert load_checkpoint(tmp_path / CHECKPOINT_FILE)["step"] == 0
+
+
+def test_pause_does_not_count(make_training: MakeTraining, tmp_path: Path) -> None:
+    train(make_training(), tmp_path, steps=3)
+    training = make_training()
+    resume(training, tmp_path)
+    train(training, tmp_path, steps=2, start=1_000_000)
+    assert training.elapsed_s == 5 / 64
+
+
+def test_checkpoint_is_written_while_the_run_goes_on(
+    recipe_fields: dict[str, Any], make_training: MakeTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that dies costs two minutes, not the night."""
+    saved: list[int] = []
+    monkeypatch.setattr(loop, "save_checkpoint", lambda state, path: saved.append(state["step"]))
+    training = make_training()
+    training.recipe = Recipe.model_validate({**recipe_fields, "checkpoint_minutes": 4 / 64 / 60})
+    train(training, tmp_path)
+    assert saved == [5, 10, 12]
+
+
+def test_resume_without_a_checkpoint_starts_anew(make_training: MakeTraining, tmp_path: Path) -> None:
+    assert not resume(make_training(), tmp_path)
+
+
+def test_checkpoint_of_another_recipe_is_refused(
+    make_training: MakeTraining, recipe_fields: dict[str, Any], tmp_path: Path
+) -> None:
+    train(make_training(), tmp_path, steps=1)
+    other = make_training()
+    other.recipe = Recipe.model_validate({**recipe_fields, "seed": 4})
+    with pytest.raises(TrainingError, match="another recipe"):
+        resume(other, tmp_path)
+
+
+def test_full_disk_ends_the_run_with_the_checkpoint_before(
+    make_training: MakeTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(make_training(), tmp_path, steps=2)
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    training = make_training()
+    resume(training, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", fail)
+        with pytest.raises(TrainingError, match="No space left"):
+            train(training, tmp_path, steps=2)
+    assert load_checkpoint(tmp_path / CHECKPOINT_FILE)["step"] == 2
+
+
+# Divergence
+
+
+def test_diverged_run_stops_and_says_where(make_training: MakeTraining, tmp_path: Path) -> None:
+    train(make_training(), tmp_path, steps=1)
+    training = make_training()
+    resume(training, tmp_path)
+    with torch.no_grad():
+        training.codec.log_gain.fill_(torch.nan)
+    with pytest.raises(TrainingError, match=rf"step {MAX_SKIPPED_STEPS + 1}: the loss is not finite"):
+        run_training(training, tmp_path, lambda _: None, lambda: False, lambda: 0.0)
+    # What was good is still there.
+    assert torch.isfinite(load_checkpoint(tmp_path / CHECKPOINT_FILE)["codec"]["log_gain"]).all()
+
+
+def test_single_bad_step_is_left_out(make_training: MakeTraining, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = make_training()
+    training.train_step()
+    before = {name: value.clone() for name, value in training.codec.state_dict().items()}
+    right = training._loss
+
+    def wrong(*inputs: Any) -> tuple[Tensor, dict[str, float]]:
+        loss, parts = right(*inputs)
+        return loss * torch.nan, parts
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_loss", wrong)
+        training.train_step()
+    for name, value in training.codec.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert torch.isfinite(torch.tensor(training.train_step()["loss"]))
+    assert training.skipped_steps == 1
+
+
+# Schedules
+
+
+def test_learning_rate_rises_then_falls_to_its_share(recipe: Recipe) -> None:
+    rates = [learning_rate(step, step / 100, recipe) for step in range(101)]
+    assert rates[0] < rates[1] < rates[2]
+    assert rates[2:] == sorted(rates[2:], reverse=True)
+    assert rates[-1] == pytest.approx(recipe.optimiser.learning_rate * recipe.optimiser.final_share)
+
+
+def test_frames_draw_every_depth_and_level_and_the_deepest_most(make_training: MakeTraining) -> None:
+    training = make_training()
+    exits, levels = training._draw_operating_points(2000)
+    shares = torch.bincount(exits, minlength=2) / 2000
+    expected = training.recipe.deepest_share + (1 - training.recipe.deepest_share) / 2
+    assert shares[1].item() == pytest.approx(expected, abs=0.05)
+    whole = levels == levels.round()
+    assert 0.5 < whole.float().mean() < 0.7
+    assert levels.min() == 0
+    assert levels.max() == 1
+
+
+def test_rate_weight_moves_towards_its_target(make_training: MakeTraining) -> None:
+    training = make_training()
+    targets = training.recipe.rates.target_bpp
+    before = training.log_lmbda.clone()
+    bpp = torch.tensor([targets[0] * 2, targets[1] / 2, 99.0, 99.0])
+    # Not judged: another depth, and a level in between.
+    training._adapt_lmbda(1.0, bpp, torch.tensor([1, 1, 0, 1]), torch.tensor([0.0, 1.0, 1.0, 0.5]))
+    assert training.log_lmbda[0] > before[0]
+    assert training.log_lmbda[1] < before[1]
+
+
+def test_rate_weight_ignores_a_rate_that_is_no_number(make_training: MakeTraining) -> None:
+    training = make_training()
+    before = training.log_lmbda.clone()
+    training._adapt_lmbda(1.0, torch.tensor([torch.nan]), torch.tensor([1]), torch.tensor([0.0]))
+    assert torch.equal(training.log_lmbda, before)
+
+
+def test_crops_follow_the_progress_of_the_run(make_training: MakeTraining) -> None:
+    training = make_training()
+    assert training._crop_recipe().size_px == 32
+    training.elapsed_s = 60 * training.recipe.minutes
+    assert training._crop_recipe().size_px == 64
