@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.bundle import Bundle
 from pipeline.encoder import Encoder, OperatingPoint
 from pipeline.frames import VIEW_SIDE_PX, Frame
 
@@ -25,6 +26,24 @@ class DepthCost:
     depth: int
     median_ns: int
     p90_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStart:
+    """What a node knows of itself when it begins to stream.
+
+    Attributes:
+        is_made_up: no camera gave a frame in time, and the depths were timed on a made-up one.
+        metrics_url: where its metrics are.
+    """
+
+    bundle: Bundle
+    level16: int
+    costs: tuple[DepthCost, ...]
+    is_made_up: bool
+    budget_ns: int
+    depth: int
+    metrics_url: str
 
 
 def measure_depths(

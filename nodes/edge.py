@@ -42,6 +42,7 @@ from pipeline.session import (
 )
 from pipeline.wire import FrameMessage, Hello, Result, pack, parse
 
+NS_PER_MS = 1_000_000
 NS_PER_S = 1_000_000_000
 GOODBYE_LINGER_MS = 200
 LONGEST_POLL_MS = 500
@@ -164,6 +165,7 @@ class EdgeNode:
         first = self._wait_for_first_frame(should_stop, stop_fd)
         if not should_stop():
             self._controller = self._calibrate(first)
+            self._warn_once_over_budget()
             self._give_up_live_frames()
             self._perform(self.session.start(self._clock()))
         while not should_stop() and not self._is_through():
@@ -307,6 +309,7 @@ class EdgeNode:
         change = self.controller.observe(point.depth, elapsed_ns, now_ns)
         if change is not None:
             self._watcher.depth_changed(change)
+        self._warn_once_over_budget()
         every = self._options.reference_every
         wants_reference = every > 0 and lane.encoded % every == 0
         message = FrameMessage(
@@ -347,6 +350,12 @@ class EdgeNode:
             wire_bytes=framed_bytes(parts),
         )
         self._perform(self.session.send_frame(message, now_ns))
+
+    def _warn_once_over_budget(self) -> None:
+        if self.controller.take_warning():
+            what = "dropped" if self._options.drops_over_budget else "sent over budget"
+            budget_ms = self.controller.budget_ns / NS_PER_MS
+            logger.warning("not even depth %d fits %g ms now: frames are %s", self.controller.decide(), budget_ms, what)
 
     def _receive(self, parts: list[bytes]) -> None:
         now_ns = self._clock()

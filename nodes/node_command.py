@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import random
 import secrets
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any, Protocol
 
 import zmq
 from rich.console import Console
 
 from nodes.bundles import load_configured
-from nodes.calibration import DepthCost, made_up_frame, measure_depths
+from nodes.calibration import NodeStart, made_up_frame, measure_depths
 from nodes.capture import CameraReader
 from nodes.capture_link import CaptureOptions
 from nodes.cli import version
@@ -20,7 +20,7 @@ from nodes.edge import EdgeNode, EdgeOptions, EdgeWatcher, summary
 from nodes.exporter import Exporter
 from nodes.lifecycle import EXIT_OK, RunOptions
 from nodes.metrics_server import Health, start_metrics_server
-from nodes.node_console import NodeConsole, depth_table, print_summary
+from nodes.node_console import NodeConsole
 from nodes.node_json import NodeJson
 from nodes.node_metrics import NodeMetrics
 from nodes.sources import Camera, parse_cameras
@@ -42,44 +42,37 @@ NS_PER_MS = 1_000_000
 NS_PER_S = 1_000_000_000
 
 
+class Shown(EdgeWatcher, Protocol):
+    """A watcher that also shows the start and the end of a run."""
+
+    def attach(self, node: EdgeNode) -> None: ...
+
+    def started(self, start: NodeStart) -> None: ...
+
+    def ended(self, figures: Mapping[str, Any]) -> None: ...
+
+
 def run(config: NodeConfig, options: RunOptions) -> int:
     """Entry of the command; returns the exit code."""
     bundle = load_configured(config.codec.bundle, "configuration", "codec.bundle")
     level16 = choose_level16(bundle, config.codec.rate)
+    check_depth(bundle, config.codec.depth)
     cameras = parse_cameras([camera.argument for camera in config.cameras])
     encoder = Encoder(bundle, config.codec.threads)
     warm_up(bundle.tables.values(), decoding=False)
-    if config.codec.depth != "auto" and config.codec.depth not in bundle.manifest.depths:
-        known = ", ".join(map(str, bundle.manifest.depths))
-        raise ConfigError("command line", "codec.depth", f"{config.codec.depth} is not in the bundle: {known}")
-    # Results go to standard output; where nobody reads them there, the console still has the terminal's width.
-    console = Console(file=sys.stderr if options.is_json else sys.stdout, highlight=False, soft_wrap=True)
-    exporter = Exporter("node", _known_labels(bundle, cameras, config), max_cameras=config.metrics.max_cameras)
-    health = Health()
+    exporter, health = _exporter(config, options, bundle, cameras), Health()
     metrics = NodeMetrics(
         exporter, health, version(), len(config.cloud.endpoints), every_second=options.log.flush_repeats
     )
-    exporter.inform("rac_node_bundle_info", bundle.short_id, bundle.manifest.classifier)
-    exporter.set("rac_node_reference_every_frames", config.accuracy.reference_every)
-    options.log.set_counter(lambda level: exporter.add("rac_node_log_messages_total", level))
-    machine = NodeJson(lambda line: print(line, flush=True))
-    lines = NodeConsole(console, [camera.name for camera in cameras])
-    shown: EdgeWatcher = machine if options.is_json else lines
+    shown: Shown = (
+        NodeJson(lambda line: print(line, flush=True))
+        if options.is_json
+        else NodeConsole(Console(highlight=False, soft_wrap=True), [camera.name for camera in cameras])
+    )
 
     def calibrate(frame: Frame | None) -> DepthController:
-        controller, costs = _calibrate(frame, encoder, level16, config, console)
-        if options.is_json:
-            machine.emit(
-                "start",
-                bundle=bundle.short_id,
-                level=level16 / 16,
-                budget_ms=config.codec.budget_ms,
-                depth=controller.decide(),
-                costs=[{"depth": c.depth, "median_ms": c.median_ns / 1e6, "p90_ms": c.p90_ns / 1e6} for c in costs],
-                metrics=server.url,
-            )
-        else:
-            console.print(depth_table(costs, bundle, level16, controller.budget_ns, controller.decide()))
+        controller, start = _calibrate(frame, encoder, level16, config, server.url)
+        shown.started(start)
         return controller
 
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -92,17 +85,11 @@ def run(config: NodeConfig, options: RunOptions) -> int:
         uplink=Uplink(context),
         encoder=encoder,
         calibrate=calibrate,
-        options=EdgeOptions(
-            level16=level16,
-            reference_every=config.accuracy.reference_every,
-            drops_over_budget=config.codec.when_over_budget == "drop",
-            result_timeout_ns=round(config.link.result_timeout_s * NS_PER_S),
-            drain_ns=round(config.drain_s * NS_PER_S),
-        ),
+        options=_edge_options(config, level16),
         watcher=Watchers([shown, metrics]),
     )
     metrics.attach(node)
-    lines.attach(node)
+    shown.attach(node)
     options.stop.call_at_once(lambda: _kill_readers(node))
     server = start_metrics_server(
         exporter,
@@ -118,12 +105,19 @@ def run(config: NodeConfig, options: RunOptions) -> int:
         server.close()
         node.uplink.close()
         context.term()
-    figures = summary(node)
-    if options.is_json:
-        machine.emit("summary", **figures)
-    else:
-        print_summary(console, figures)
+    shown.ended(summary(node))
     return EXIT_OK
+
+
+def check_depth(bundle: Bundle, depth: int | str) -> None:
+    """Make sure that a configured depth is in the bundle.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if depth != "auto" and depth not in bundle.manifest.depths:
+        known = ", ".join(map(str, bundle.manifest.depths))
+        raise ConfigError("command line", "codec.depth", f"{depth} is not in the bundle: {known}")
 
 
 def choose_level16(bundle: Bundle, rate: float | str) -> int:
@@ -139,25 +133,42 @@ def choose_level16(bundle: Bundle, rate: float | str) -> int:
 
 
 def _calibrate(
-    frame: Frame | None,
-    encoder: Encoder,
-    level16: int,
-    config: NodeConfig,
-    console: Console,
-) -> tuple[DepthController, list[DepthCost]]:
-    """Time the depths and choose; what is unusual is said."""
-    if frame is None:
-        console.print("no camera gave a frame yet: depths are timed on a made-up picture")
+    frame: Frame | None, encoder: Encoder, level16: int, config: NodeConfig, metrics_url: str
+) -> tuple[DepthController, NodeStart]:
+    """Time the depths and choose one."""
     costs = measure_depths(encoder, frame or made_up_frame(), level16)
     budget_ns = round(config.codec.budget_ms * NS_PER_MS)
     manual = None if config.codec.depth == "auto" else config.codec.depth
     controller = DepthController({cost.depth: cost.p90_ns for cost in costs}, budget_ns, manual_depth=manual)
-    if controller.take_warning():
-        console.print(
-            f"[yellow]not even depth {controller.decide()} fits {config.codec.budget_ms:g} ms here: "
-            f"frames are {'dropped' if config.codec.when_over_budget == 'drop' else 'sent'} over budget[/yellow]"
-        )
-    return controller, costs
+    start = NodeStart(
+        bundle=encoder.bundle,
+        level16=level16,
+        costs=tuple(costs),
+        is_made_up=frame is None,
+        budget_ns=budget_ns,
+        depth=controller.decide(),
+        metrics_url=metrics_url,
+    )
+    return controller, start
+
+
+def _exporter(config: NodeConfig, options: RunOptions, bundle: Bundle, cameras: Sequence[Camera]) -> Exporter:
+    """The exporter with what holds for the whole run."""
+    exporter = Exporter("node", _known_labels(bundle, cameras, config), max_cameras=config.metrics.max_cameras)
+    exporter.inform("rac_node_bundle_info", bundle.short_id, bundle.manifest.classifier)
+    exporter.set("rac_node_reference_every_frames", config.accuracy.reference_every)
+    options.log.set_counter(lambda level: exporter.add("rac_node_log_messages_total", level))
+    return exporter
+
+
+def _edge_options(config: NodeConfig, level16: int) -> EdgeOptions:
+    return EdgeOptions(
+        level16=level16,
+        reference_every=config.accuracy.reference_every,
+        drops_over_budget=config.codec.when_over_budget == "drop",
+        result_timeout_ns=round(config.link.result_timeout_s * NS_PER_S),
+        drain_ns=round(config.drain_s * NS_PER_S),
+    )
 
 
 def _known_labels(bundle: Bundle, cameras: Sequence[Camera], config: NodeConfig) -> dict[str, Sequence[object]]:

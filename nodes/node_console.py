@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from nodes.calibration import DepthCost
+from nodes.calibration import NodeStart
 from nodes.capture_events import BadFrames, Down, Finished, Up
 from nodes.edge import EdgeNode, EncodedFrame
 from nodes.lanes import Lane
-from pipeline.bundle import Bundle
 from pipeline.ledger import ClosedFrame, Outcome
 from pipeline.rate_control import DepthChange
 from pipeline.session import Backoff, Lost, Opened
@@ -55,6 +54,16 @@ class NodeConsole:
     def attach(self, node: EdgeNode) -> None:
         """Name the node whose ledger is shown."""
         self._node = node
+
+    def started(self, start: NodeStart) -> None:
+        """Show what each depth costs here, and which is used."""
+        if start.is_made_up:
+            self._console.print("no camera gave a frame yet: depths are timed on a made-up picture")
+        self._console.print(depth_table(start))
+
+    def ended(self, figures: Mapping[str, Any]) -> None:
+        """Show how the run went."""
+        print_summary(self._console, figures)
 
     def encoded(self, encoded: EncodedFrame) -> None:
         second = self._seconds[encoded.frame.camera]
@@ -138,15 +147,15 @@ class NodeConsole:
         self._console.print(text, markup=False, highlight=False)
 
 
-def depth_table(costs: Sequence[DepthCost], bundle: Bundle, level16: int, budget_ns: int, chosen: int) -> Table:
+def depth_table(start: NodeStart) -> Table:
     """The small table that a node prints at start."""
-    table = Table(title=f"bundle {bundle.manifest.name} {bundle.short_id}, level {level16 / 16:g}")
+    bundle = start.bundle
+    table = Table(title=f"bundle {bundle.manifest.name} {bundle.short_id}, level {start.level16 / 16:g}")
     for heading in ("depth", "median ms", "p90 ms", "fps", "bpp", "agreement", ""):
         table.add_column(heading, justify="right")
-    for cost in costs:
-        measured = bundle.measured_point(cost.depth, level16)
-        fits = cost.p90_ns <= budget_ns
-        note = "used" if cost.depth == chosen else "" if fits else "over budget"
+    for cost in start.costs:
+        measured = bundle.measured_point(cost.depth, start.level16)
+        is_used = cost.depth == start.depth
         table.add_row(
             str(cost.depth),
             f"{cost.median_ns / 1e6:.2f}",
@@ -154,13 +163,13 @@ def depth_table(costs: Sequence[DepthCost], bundle: Bundle, level16: int, budget
             f"{1e9 / cost.median_ns:.0f}",
             f"{measured.bpp:.2f}" if measured else "-",
             f"{measured.agreement:.2f}" if measured else "-",
-            note,
-            style="bold" if cost.depth == chosen else None,
+            ", ".join(["used"] * is_used + ["over budget"] * (cost.p90_ns > start.budget_ns)),
+            style="bold" if is_used else None,
         )
     return table
 
 
-def print_summary(console: Console, figures: dict[str, Any], kind: Callable[[str], str] = str) -> None:
+def print_summary(console: Console, figures: Mapping[str, Any]) -> None:
     """The closing lines of a run: the balance first."""
     dropped = figures["dropped"]
     reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.items()) or "none"
@@ -181,4 +190,4 @@ def print_summary(console: Console, figures: dict[str, Any], kind: Callable[[str
     ):
         value = figures.get(name)
         if value is not None:
-            console.print(f"{kind(name)}: {value:.4g}", highlight=False)
+            console.print(f"{name}: {value:.4g}", highlight=False)

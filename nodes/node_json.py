@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from nodes.calibration import NodeStart
 from nodes.capture_events import BadFrames, Down, Finished, Up
-from nodes.edge import EncodedFrame
+from nodes.edge import EdgeNode, EncodedFrame
 from nodes.lanes import Lane
 from pipeline.ledger import ClosedFrame, Outcome
 from pipeline.rate_control import DepthChange
@@ -16,7 +17,7 @@ from pipeline.wire import Result
 
 
 class NodeJson:
-    """Events `result`, `drop`, `camera`, `link`, `depth`; the run's `summary` is printed at its end.
+    """Events `start`, `result`, `drop`, `camera`, `link`, `depth`, and `summary` at the end.
 
     Drops of frames that were never handed to the node (superseded and the like) are in the summary's counts.
     """
@@ -28,6 +29,28 @@ class NodeJson:
     def emit(self, event: str, **fields: Any) -> None:
         """Write one line."""
         self._write(json.dumps({"event": event, **fields}))
+
+    def attach(self, node: EdgeNode) -> None:
+        """Nothing to read from the node: its events say all."""
+
+    def started(self, start: NodeStart) -> None:
+        """Say what the node begins with."""
+        self.emit(
+            "start",
+            bundle=start.bundle.short_id,
+            level=start.level16 / 16,
+            budget_ms=start.budget_ns / 1e6,
+            depth=start.depth,
+            costs=[
+                {"depth": cost.depth, "median_ms": cost.median_ns / 1e6, "p90_ms": cost.p90_ns / 1e6}
+                for cost in start.costs
+            ],
+            metrics=start.metrics_url,
+        )
+
+    def ended(self, figures: Mapping[str, Any]) -> None:
+        """Say how the run went: the last line."""
+        self.emit("summary", **figures)
 
     def encoded(self, encoded: EncodedFrame) -> None:
         key = (encoded.frame.camera, encoded.frame.sequence)

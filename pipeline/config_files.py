@@ -27,7 +27,7 @@ from pipeline.config_sample import ENVIRONMENT_PREFIX, PROGRAMS, environment_nam
 from pipeline.errors import ConfigError
 
 #: Variables that start like ours and are no keys: the cache folder, and whether the demo's nodes are silent.
-OTHER_VARIABLES: Final = frozenset({"RAC_CACHE", "RAC_DEMO_QUIET"})
+OTHER_VARIABLES: Final = frozenset({"RAC_CACHE"})
 SHOWN_CHARACTERS: Final = 60
 
 Config = TypeVar("Config", NodeConfig, CloudConfig)

@@ -24,7 +24,7 @@ def _cache(request: pytest.FixtureRequest) -> Iterator[None]:
     """Graphs are made once for the source tree, not in the user's own cache."""
     with pytest.MonkeyPatch.context() as patch:
         if "RAC_CACHE" not in os.environ:
-            patch.setenv("RAC_CACHE", str(request.config.cache.mkdir("graphs")))  # type: ignore[union-attr]
+            patch.setenv("RAC_CACHE", str(request.config.cache.mkdir("graphs")))
         yield
 
 

@@ -16,6 +16,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -79,12 +80,10 @@ class Program:
 
     def __exit__(self, *error: object) -> None:
         """Leave nothing behind, whatever the test did."""
-        left = [self.process.pid, *self.children()]
-        for pid in left:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        if self.process.poll() is None:
+            for pid in [self.process.pid, *self.children()]:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         self.process.wait()
         self._thread.join()
         assert self.process.stdout is not None
@@ -146,13 +145,7 @@ class Program:
 
     def children(self) -> list[int]:
         """Processes under this one, at any depth."""
-        parents = _parents()
-        found: list[int] = []
-        new = [self.process.pid]
-        while new:
-            new = [pid for pid, parent in parents.items() if parent in new]
-            found += new
-        return found
+        return descendants(self.process.pid)
 
     def workers(self) -> list[int]:
         """Children that `multiprocessing` spawned: workers of a cloud, readers of a node."""
@@ -245,6 +238,17 @@ def run(program: str, *arguments: str, **settings: str) -> subprocess.CompletedP
         timeout=2 * PATIENCE_S,
         check=False,
     )
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes under one, at any depth."""
+    parents = _parents()
+    found: list[int] = []
+    new = [pid]
+    while new:
+        new = [child for child, parent in parents.items() if parent in new]
+        found += new
+    return found
 
 
 def _parents() -> dict[int, int]:

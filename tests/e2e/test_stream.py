@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
+import subprocess
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,8 +22,19 @@ from pipeline.bitstream import Bitstream, pack_bitstream
 from pipeline.bundle import load_bundle, seal_bundle
 from pipeline.entropy.rans import encode_symbols
 from pipeline.wire import Bye, CameraEntry, FrameMessage, Hello, Reject, RejectCode, Result, Welcome, pack, parse
-from tests.e2e.conftest import Start, start_cloud
-from tests.e2e.programs import Program, Series, assert_gone, node_metrics_balance, run, sum_of
+from tests.e2e.conftest import START_WITH, Start, start_cloud
+from tests.e2e.programs import (
+    PATIENCE_S,
+    ROOT,
+    Program,
+    Series,
+    assert_gone,
+    command,
+    environment,
+    node_metrics_balance,
+    run,
+    sum_of,
+)
 
 pytest.importorskip("skimage", reason="photographs are missing: pip install 'edge-cloud-rac[demo]'")
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes in /proc")
@@ -208,6 +221,36 @@ def test_signal_ends_node_and_cloud_in_order(start: Start, number: signal.Signal
     nodes[1].end(number, group=True, within_s=STOP_LIMIT_S)
 
 
+def test_results_on_standard_output_are_alone_there(start: Start, tmp_path: Path) -> None:
+    """`rac-cloud --results - | jq .`: what people read goes to standard error."""
+    errors, lines = tmp_path / "errors", tmp_path / "lines"
+    port = free_port()
+    words = command("rac-cloud", *START_WITH[2:], "--bind", f"tcp://127.0.0.1:{port}", "--results", "-")
+    with lines.open("w") as out, errors.open("w") as err:
+        cloud = subprocess.Popen(words, cwd=ROOT, env=environment(), stdout=out, stderr=err)
+    try:
+        cameras = ("--camera", "test:", "--cloud", f"tcp://127.0.0.1:{port}", "--metrics-port", "0")
+        node = start("rac-node", *cameras, RAC_LINK__RECONNECT_MAX_S="0.5")
+        node.wait_event("result", 5)
+        results = node.end()["results"]
+        cloud.terminate()
+        assert cloud.wait(PATIENCE_S) == 0
+    finally:
+        cloud.kill()
+        cloud.wait()
+    found = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert [line["outcome"] for line in found].count("ok") == results
+    assert {line["camera"] for line in found} == {"test"}
+    assert "listening on" in errors.read_text()
+    assert f"received {len(found)} = ok {len(found)}" in errors.read_text()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
 def test_second_signal_ends_at_once(start: Start) -> None:
     """With workers that hold still, so that the first one would wait for long."""
     cloud = start_cloud(start, RAC_DRAIN_S="50", RAC_POOL__BATCH_TIMEOUT_S="50")
@@ -376,7 +419,7 @@ def test_hostile_frames_cost_themselves_and_no_worker(cloud: Program, stranger: 
 
     def symbols(value: int) -> bytes:
         array = np.zeros(bundle.manifest.latent_shape, np.int32)
-        array[:, :2] = value
+        array[bundle.tables[point].sizes > 0, :2] = value
         return encode_symbols(array, bundle.tables[point])
 
     sound = bitstream(symbols(0))
@@ -384,7 +427,7 @@ def test_hostile_frames_cost_themselves_and_no_worker(cloud: Program, stranger: 
         ("corrupt", b"\0", None),
         ("corrupt", sound[:-4], None),
         ("corrupt", bitstream(np.random.default_rng(1).bytes(4000)), None),
-        ("corrupt", pack_bitstream(Bitstream(0, bytes(8), *point, symbols(0)[:])), None),
+        ("corrupt", pack_bitstream(Bitstream(0, bytes(8), *point, symbols(0))), None),
         ("corrupt", pack_bitstream(Bitstream(0, bundle.id8, 250, 250, b"")), None),
         ("corrupt", sound, b"no zlib"),
         ("corrupt", sound, zlib.compress(bytes(10_000_000))),

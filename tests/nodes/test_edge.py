@@ -339,6 +339,14 @@ def test_depth_goes_down_under_load_and_the_change_is_told(bench: Bench) -> None
     assert sum(encoded.is_over_budget for encoded in bench.notes.encoded_frames) == 10
 
 
+def test_budget_that_cannot_be_kept_is_said_once(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """At the start it fits; what comes later would else be seen in a metric only."""
+    slow = {0: 9 * MS, 4: 12 * MS}
+    bench.run(lambda: bench.encoder.cost_ns.update(slow), *[step for _ in range(40) for step in (bench.give(), 1)])
+    assert caplog.messages == ["not even depth 0 fits 8 ms now: frames are sent over budget"]
+    assert bench.node.ledger.snapshot().total.results == 40
+
+
 def test_over_budget_frames_are_dropped_but_for_a_probe_a_second() -> None:
     bench = Bench(drops_over_budget=True)
     bench.budget_ns = MS // 2
@@ -434,7 +442,7 @@ def run_storm(seed: int) -> Bench:
             bench.uplink.deliver(*bench.cloud.answers(outcomes[random.integers(4)]))
 
     choices: list[Callable[[], object]] = [
-        *[lambda reader=reader: frame(reader) for reader in live for _ in range(3)],  # type: ignore[misc]
+        *[lambda reader=reader: frame(reader) for reader in live for _ in range(3)],
         answer,
         answer,
         answer,

@@ -13,13 +13,14 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
+from nodes.calibration import DepthCost, NodeStart
 from nodes.capture_events import BadFrames, Down, Finished, Up
 from nodes.capture_link import DownReason
 from nodes.edge import EncodedFrame
 from nodes.exporter import Exporter
 from nodes.lanes import Lane
 from nodes.metrics_server import Health
-from nodes.node_console import NodeConsole, print_summary
+from nodes.node_console import NodeConsole
 from nodes.node_json import NodeJson
 from nodes.node_metrics import NodeMetrics, ledger_totals, readiness
 from pipeline.encoder import OperatingPoint
@@ -153,7 +154,30 @@ def test_unreadable_pictures_are_named(console: NodeConsole, shown: io.StringIO)
     assert "3 pictures unreadable" in shown.getvalue()
 
 
-def test_summary_begins_with_the_balance(shown: io.StringIO) -> None:
+def make_start(**changes: Any) -> NodeStart:
+    bundle: Any = SimpleNamespace(
+        manifest=SimpleNamespace(name="tiny"),
+        short_id="0123456789ab",
+        measured_point=lambda depth, level16: SimpleNamespace(bpp=0.3, agreement=0.8) if depth else None,
+    )
+    costs = tuple(DepthCost(depth, (depth + 1) * MS, (depth + 2) * MS) for depth in (0, 4, 8))
+    return replace(NodeStart(bundle, 48, costs, False, 8 * MS, 4, "http://127.0.0.1:9570/metrics"), **changes)
+
+
+def test_table_of_depths_says_what_is_used_and_what_does_not_fit(console: NodeConsole, shown: io.StringIO) -> None:
+    console.started(make_start())
+    text = shown.getvalue()
+    rows = [" ".join(line.split()) for line in text.splitlines()]
+    assert "bundle tiny 0123456789ab, level 3" in text
+    assert [row for row in rows if row.endswith("over budget \u2502")]
+    assert next(row for row in rows if "used" in row).startswith("\u2502 4 \u2502 5.00 \u2502 6.00 \u2502 200")
+    assert "made-up" not in text
+    console.started(make_start(is_made_up=True, budget_ns=MS))
+    assert "no camera gave a frame yet" in shown.getvalue()
+    assert "used, over budget" in shown.getvalue()
+
+
+def test_summary_begins_with_the_balance(console: NodeConsole, shown: io.StringIO) -> None:
     figures = {
         "captured": 10,
         "results": 7,
@@ -162,7 +186,7 @@ def test_summary_begins_with_the_balance(shown: io.StringIO) -> None:
         "bytes_per_frame": None,
         "e2e_ms_p50": 41.5,
     }
-    print_summary(Console(file=shown, width=200), figures)
+    console.ended(figures)
     assert shown.getvalue().splitlines() == [
         "captured 10 = results 7 + dropped 3 + in flight 0",
         "dropped by reason: link_down 1, superseded 2",
@@ -196,6 +220,18 @@ def test_json_drop_of_a_sent_frame_frees_what_was_noted() -> None:
         assert machine._sizes == {}
 
     assert json_lines(tell) == [{"event": "drop", "camera": "door", "sequence": 0, "reason": "lost_in_link"}]
+
+
+def test_json_begins_with_costs_and_ends_with_the_summary() -> None:
+    def tell(machine: NodeJson) -> None:
+        machine.started(make_start())
+        machine.ended({"captured": 3})
+
+    start, summary = json_lines(tell)
+    assert (start["event"], start["depth"], start["level"], start["budget_ms"]) == ("start", 4, 3.0, 8.0)
+    assert start["costs"][1] == {"depth": 4, "median_ms": 5.0, "p90_ms": 6.0}
+    assert start["metrics"] == "http://127.0.0.1:9570/metrics"
+    assert summary == {"event": "summary", "captured": 3}
 
 
 def test_json_tells_every_change() -> None:

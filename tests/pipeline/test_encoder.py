@@ -96,8 +96,8 @@ def test_both_coders_write_the_same_bytes_on_every_shipped_table(
         frame, table = frames[number % len(frames)], default_bundle.tables[point]
         words = encode_symbols(frame, table, "constriction")
         assert encode_symbols(frame, table, "numba") == words
-        assert np.array_equal(decode_symbols(words, table, frame.shape, "constriction"), frame)  # type: ignore[arg-type]
-        assert np.array_equal(decode_symbols(words, table, frame.shape, "numba"), frame)  # type: ignore[arg-type]
+        assert np.array_equal(decode_symbols(words, table, frame.shape, "constriction"), frame)
+        assert np.array_equal(decode_symbols(words, table, frame.shape, "numba"), frame)
 
 
 def test_coded_size_is_the_tables_ideal_length(

@@ -28,7 +28,7 @@ def folder(labelled: Path, tmp_path: Path) -> Path:
 
 def read_labels(folder: Path) -> dict[str, str]:
     lines = (folder / "labels.csv").read_text(encoding="utf-8").splitlines()
-    return dict(line.split(",") for line in lines[1:])  # type: ignore[misc]
+    return dict(line.split(",") for line in lines[1:])
 
 
 def write_labels(folder: Path, text: str, encoding: str = "utf-8") -> None:
@@ -95,8 +95,8 @@ def test_sub_folders_are_classes(folder: Path, tmp_path: Path, kind: str) -> Non
 def test_labels_may_be_wordnet_ids_in_any_column_with_a_byte_order_mark(folder: Path) -> None:
     """As a spreadsheet writes them."""
     wnids = load_classes().wnids
-    rows = [f"n,{wnids[int(label)]},{file}" for file, label in read_labels(folder).items()]
-    write_labels(folder, "\n".join(["note,label,file", *rows]), "utf-8-sig")
+    rows = [f"{file},n,{wnids[int(label)]}" for file, label in read_labels(folder).items()]
+    write_labels(folder, "\n".join(["file,note,label", *rows]), "utf-8-sig")
     assert load_labelled_views(folder).labels.tolist() == EXPECTED
 
 

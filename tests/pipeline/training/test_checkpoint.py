@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from pipeline.errors import TrainingError
-from pipeline.training import checkpoint as checkpoint_module
 from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
 
 STATE = {"recipe": {"name": "tiny", "minutes": 2.0}, "weights": torch.arange(5.0), "step": 7}
@@ -58,7 +57,7 @@ def test_content_is_on_the_disk_before_it_takes_the_name(tmp_path: Path, monkeyp
         sync(file)
 
     monkeypatch.setattr(Path, "replace", watched_replace)
-    monkeypatch.setattr(checkpoint_module.os, "fsync", watched_sync)
+    monkeypatch.setattr(os, "fsync", watched_sync)
     save_checkpoint(STATE, path)
     assert order == ["sync", "replace"]
 
