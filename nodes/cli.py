@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nodes.arguments import SUBCOMMANDS, cloud_parser, config_flags, node_parser, rac_parser
 from nodes.lifecycle import EXIT_FAILURE, EXIT_OK, RunOptions, StopRequest, exit_code_of
+from nodes.version import DISTRIBUTION, version
 from pipeline.errors import ConfigError, PipelineError
 
 if TYPE_CHECKING:
     from pipeline.config import CloudConfig, NodeConfig
-
-DISTRIBUTION: Final = "edge-cloud-rac"
 
 #: The extra that brings a module which a lean installation lacks.
 EXTRAS: Final = {
@@ -101,16 +100,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(import_module(SUBCOMMANDS[arguments.command].module).run(arguments))
 
     return _guard("rac", run)
-
-
-def version() -> str:
-    """Version of the installed distribution."""
-    from importlib import metadata
-
-    try:
-        return metadata.version(DISTRIBUTION)
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _guard(program: str, run: Callable[[], int]) -> int:

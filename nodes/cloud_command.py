@@ -17,7 +17,6 @@ import zmq
 from rich.console import Console
 
 from nodes.bundles import load_configured
-from nodes.cli import version
 from nodes.cloud import CloudFront
 from nodes.cloud_console import CloudConsole, SinkWatcher
 from nodes.cloud_metrics import CloudMetrics
@@ -28,6 +27,7 @@ from nodes.metrics_server import Health, start_metrics_server
 from nodes.pool import WorkerPool
 from nodes.preparation import prepare_in_process
 from nodes.results import ResultSink, open_sink
+from nodes.version import version
 from nodes.watchers import Watchers
 from nodes.worker import ServedBundle, WorkerSpec
 from pipeline.batching import Batcher, BatcherSettings

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Final, Literal
 
 from nodes.lifecycle import EXIT_FAILURE, EXIT_OK
+from nodes.version import DISTRIBUTION
 
-DISTRIBUTION: Final = "edge-cloud-rac"
 PYTHONS: Final = ((3, 11), (3, 12))
 PORTS: Final = {5570: "rac-cloud", 9570: "metrics of rac-node", 9580: "metrics of rac-cloud"}
 # A worker with the default classifier takes a few hundred MB; the cache holds some 20 MB a bundle.

@@ -15,7 +15,6 @@ from nodes.bundles import load_configured
 from nodes.calibration import NodeStart, made_up_frame, measure_depths
 from nodes.capture import CameraReader
 from nodes.capture_link import CaptureOptions
-from nodes.cli import version
 from nodes.edge import EdgeNode, EdgeOptions, EdgeWatcher, summary
 from nodes.exporter import Exporter
 from nodes.lifecycle import EXIT_OK, RunOptions
@@ -25,6 +24,7 @@ from nodes.node_json import NodeJson
 from nodes.node_metrics import NodeMetrics
 from nodes.sources import Camera, parse_cameras
 from nodes.uplink import Uplink
+from nodes.version import version
 from nodes.watchers import Watchers
 from pipeline.bundle import Bundle
 from pipeline.config import CameraConfig, NodeConfig
