@@ -50,8 +50,30 @@ BLOCKS: tuple[BlockShape, ...] = (
 STEM_CHANNELS = 32
 HEAD_CHANNELS = 1280
 NUM_CLASSES = 1000
-CUTS: dict[str, int] = {"stride4": 3, "stride8": 5}
-"""Named cut -> number of blocks before it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A place where the classifier is cut in two.
+
+    Attributes:
+        has_stem: whether the stem lies before it.
+        blocks: number of blocks before it.
+        channels / stride: of the features there.
+    """
+
+    has_stem: bool
+    blocks: int
+    channels: int
+    stride: int
+
+
+CUTS: dict[str, Cut] = {
+    "input": Cut(False, 0, 3, 1),
+    "stride4": Cut(True, 3, 24, 4),
+    "stride8": Cut(True, 5, 40, 8),
+}
+"""Cuts by their names. At `input` the features are the normalised picture and the whole classifier is the tail."""
 
 
 class SameConv2d(nn.Conv2d):
@@ -86,9 +108,9 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = x if self.expand is None else F.relu6(self.expand(x))
-        if torch.is_grad_enabled() and y.requires_grad:
+        if torch.is_grad_enabled() and y.requires_grad and self.depthwise.weight.dtype == torch.float32:
             with torch.autocast(y.device.type, enabled=False):
-                # Training through the frozen tail: depthwise gradients are slow in bf16 on CPUs (torch 2.13).
+                # Depthwise layers are slow under autocast on CPUs (torch 2.13); a network kept in bf16 is not.
                 y = self.depthwise(y.float())
         else:
             y = self.depthwise(y)
@@ -107,20 +129,20 @@ class Lite0(nn.Module):
         self.fc = nn.Linear(HEAD_CHANNELS, NUM_CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classify(self.features(x, "stride8"), "stride8")
+        return self.classify(x, "input")
 
     def features(self, x: Tensor, cut: str) -> Tensor:
-        """Features at a named cut: `stride8` gives (B, 40, 28, 28), `stride4` (B, 24, 56, 56)."""
-        y = F.relu6(self.stem(x))
-        for block in self.blocks[: CUTS[cut]]:
+        """Features at a named cut: `stride8` gives (B, 40, 28, 28), `stride4` (B, 24, 56, 56), `input` x itself."""
+        y = F.relu6(self.stem(x)) if CUTS[cut].has_stem else x
+        for block in self.blocks[: CUTS[cut].blocks]:
             y = block(y)
         return y
 
     def stages(self, features: Tensor, cut: str) -> list[Tensor]:
         """Features behind the cut that training compares: ends of stride 16 and 32, pooled features, logits."""
         stages: list[Tensor] = []
-        y = features
-        for index in range(CUTS[cut], len(BLOCKS)):
+        y = features if CUTS[cut].has_stem else F.relu6(self.stem(features))
+        for index in range(CUTS[cut].blocks, len(BLOCKS)):
             y = self.blocks[index](y)
             if index in (7, 10, 15):
                 stages.append(y)
@@ -137,12 +159,14 @@ class Lite0Tail(nn.Module):
 
     def __init__(self, classifier: Lite0, cut: str) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(*classifier.blocks[CUTS[cut] :])
+        self.stem = None if CUTS[cut].has_stem else classifier.stem
+        self.blocks = nn.Sequential(*classifier.blocks[CUTS[cut].blocks :])
         self.head = classifier.head
         self.fc = classifier.fc
 
     def forward(self, features: Tensor) -> Tensor:
-        pooled = F.relu6(self.head(self.blocks(features))).mean(dim=(2, 3))
+        y = features if self.stem is None else F.relu6(self.stem(features))
+        pooled = F.relu6(self.head(self.blocks(y))).mean(dim=(2, 3))
         logits: Tensor = self.fc(pooled)
         return logits
 

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+LATENT_STRIDE = 8
+"""Pixels of the view a position of the latent, along either axis."""
 LIKELIHOOD_FLOOR = 1e-9
 MIN_LOG_SCALE = -4.0
 """A channel that narrow is always zero; narrower ones only make gradients of 1 / scale."""
@@ -30,7 +32,7 @@ class NestedShape:
     """Sizes of a nested codec; everything that is needed to build it again.
 
     Attributes:
-        cut_channels: channels of the features that the decoder rebuilds, at stride 8.
+        cut_channels / cut_stride: of the features that the decoder rebuilds; the stride divides 8.
         depths: exits, rising, the first one 0.
         levels: number of whole rate levels, at least 2.
         channels / expansion / kernel: width, inner widening and depthwise kernel of the encoder's blocks.
@@ -38,7 +40,8 @@ class NestedShape:
         decoder_channels / decoder_blocks / decoder_expansion / decoder_kernel: the same for the decoder.
     """
 
-    cut_channels: int = 40
+    cut_channels: int = 3
+    cut_stride: int = 1
     depths: tuple[int, ...] = (0, 1, 2, 4, 8)
     levels: int = 5
     channels: int = 64
@@ -46,7 +49,7 @@ class NestedShape:
     kernel: int = 5
     latent_channels: int = 48
     decoder_channels: int = 96
-    decoder_blocks: int = 4
+    decoder_blocks: int = 3
     decoder_expansion: int = 2
     decoder_kernel: int = 5
 
@@ -133,15 +136,15 @@ class NestedDecoder(nn.Module):
         self.blocks = nn.Sequential(
             *(Block(width, shape.decoder_expansion, shape.decoder_kernel) for _ in range(shape.decoder_blocks))
         )
-        self.leave = nn.Conv2d(width, shape.cut_channels, 1)
+        self.upscaling = LATENT_STRIDE // shape.cut_stride
+        self.leave = nn.Conv2d(width, shape.cut_channels * self.upscaling**2, 1)
         self.register_buffer("feature_mean", torch.zeros(shape.cut_channels))
         self.register_buffer("feature_std", torch.ones(shape.cut_channels))
 
     def standardised(self, latent: Tensor, condition: Tensor) -> Tensor:
         """Features with mean 0 and standard deviation 1 a channel; what the training loss compares."""
         y = self.enter(latent) + condition[:, :, None, None]
-        features: Tensor = self.leave(F.relu(self.blocks(y)))
-        return features
+        return F.pixel_shuffle(self.leave(self.blocks(y)), self.upscaling)
 
     def forward(self, symbols: Tensor, inverse_gain: Tensor, condition: Tensor) -> Tensor:
         """Features at the cut.

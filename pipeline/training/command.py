@@ -33,7 +33,7 @@ def build_training(recipe: Recipe, device: str, threads: int) -> NestedTraining:
     else:
         engine = TorchEngine(classifier.to(device), recipe.cut)
     sample = CropSampler(pictures.training, recipe.data, recipe.seed).batch(recipe.crops[0].size_px, TEACHER_SAMPLE)
-    teacher = Teacher(engine, normalise(sample, torch.device(device)))
+    teacher = Teacher(engine, normalise(sample, torch.device(device)), recipe.cut)
     classifier = classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return NestedTraining(recipe, classifier, teacher, pictures, device)
 

@@ -19,18 +19,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.codec.lite0 import Lite0
-from pipeline.codec.nested import NestedCodec, NestedShape, interpolate
+from pipeline.codec.lite0 import CUTS, Lite0
+from pipeline.codec.nested import LATENT_STRIDE, Block, NestedCodec, NestedShape, interpolate
+from pipeline.codec.principal_start import start_from_principal_components
 from pipeline.errors import TrainingError
 from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.training.datasets import CropSampler, Pictures, use_views
 from pipeline.training.losses import Targets, cut_distortion, task_distortion, task_weight
-from pipeline.training.recipes import CropRecipe, Recipe
+from pipeline.training.muon import Muon
+from pipeline.training.recipes import CropRecipe, OptimiserRecipe, Recipe
 from pipeline.training.teacher import Teacher, normalise
 
 CHECKPOINT_FILE, LOG_FILE = "checkpoint.pt", "log.jsonl"
 CONTINUOUS_LEVEL_SHARE = 0.4
 """Of the frames that train on a level between two whole ones."""
+START_PICTURES = 64
+"""Of which gains, or principal components, are found before the first step."""
 VALIDATION_PICTURES = 192
 VALIDATION_BATCH = 32
 
@@ -42,8 +46,10 @@ Report = Callable[[dict[str, Any]], None]
 
 def build_codec(recipe: Recipe) -> NestedCodec:
     """An untrained codec of the recipe's sizes."""
-    network = recipe.network.model_dump()
-    return NestedCodec(NestedShape(levels=len(recipe.rates.target_bpp), **network))
+    cut = CUTS[recipe.cut]
+    levels = len(recipe.rates.target_bpp)
+    sizes = recipe.network.model_dump()
+    return NestedCodec(NestedShape(cut_channels=cut.channels, cut_stride=cut.stride, levels=levels, **sizes))
 
 
 class NestedTraining:
@@ -57,10 +63,16 @@ class NestedTraining:
         codec = build_codec(recipe)
         codec.decoder.feature_mean.copy_(teacher.feature_mean)
         codec.decoder.feature_std.copy_(teacher.feature_std)
-        codec.fit_initial_gain(normalise(self.sampler.batch(recipe.crops[0].size_px, 64), torch.device("cpu")))
+        x = normalise(self.sampler.batch(recipe.crops[0].size_px, START_PICTURES), torch.device("cpu"))
+        if recipe.start == "principal":
+            start_from_principal_components(codec, x, recipe.rates.coarsest_step, recipe.rates.level_ratio)
+        else:
+            codec.fit_initial_gain(x)
+        # Nothing of it is trained, and in bf16 throughout it takes two thirds of the time under autocast.
+        self.task_network = deepcopy(classifier).to(torch.bfloat16).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.codec = codec.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = deepcopy(self.codec).requires_grad_(False)
-        self.optimiser = _build_optimiser(self.codec, recipe)
+        self.optimisers = _build_optimisers(self.codec, recipe)
         self.log_lmbda = torch.log(torch.tensor(recipe.rates.initial_lmbda))
         self.step = 0
         self.elapsed_s = 0.0
@@ -77,7 +89,7 @@ class NestedTraining:
             "recipe": self.recipe.model_dump(mode="json"),
             "codec": self.codec.state_dict(),
             "average": self.average.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "log_lmbda": self.log_lmbda.clone(),
             "step": self.step,
             "elapsed_s": self.elapsed_s,
@@ -91,7 +103,8 @@ class NestedTraining:
         """Go back to a state that `state` gave."""
         self.codec.load_state_dict(state["codec"])
         self.average.load_state_dict(state["average"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
         self.log_lmbda = state["log_lmbda"].clone()
         self.step, self.elapsed_s = state["step"], state["elapsed_s"]
         self.skipped_steps = state.get("skipped_steps", 0)
@@ -103,13 +116,16 @@ class NestedTraining:
     def train_step(self) -> dict[str, float]:
         """One step of the optimiser; returns the named parts of its loss."""
         recipe, crop = self.recipe, self._crop_recipe()
-        for group in self.optimiser.param_groups:
-            group["lr"] = group["lr_factor"] * learning_rate(self.step, self.progress, recipe)
+        weight = task_weight(self.progress, recipe.loss)
+        share = learning_rate_share(self.step, self.progress, recipe.optimiser)
+        share *= 1 + weight * (recipe.optimiser.task_share - 1)
+        for group in (group for optimiser in self.optimisers for group in optimiser.param_groups):
+            group["lr"] = share * group["peak_lr"]
         x = normalise(self.sampler.batch(crop.size_px, crop.batch), self.device)
-        targets = self.teacher.targets(x)
+        targets = self.teacher.targets(x) if weight > 0 else self.teacher.cut_targets(x)
         exit_index, level = self._draw_operating_points(crop.batch)
         loss, parts = self._loss(x, targets, exit_index, level)
-        self.optimiser.zero_grad(set_to_none=True)
+        self.codec.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(self.codec.parameters(), recipe.optimiser.clip_norm)
         if not torch.isfinite(norm):
@@ -117,7 +133,8 @@ class NestedTraining:
             if self.skipped_steps > MAX_SKIPPED_STEPS:
                 raise TrainingError(f"step {self.step}: the loss is not finite; last parts {parts}")
         else:
-            self.optimiser.step()
+            for optimiser in self.optimisers:
+                optimiser.step()
         self.step += 1
         self._update_average()
         return {**parts, "loss": float(loss.detach()), "gradient_norm": float(norm)}
@@ -149,13 +166,12 @@ class NestedTraining:
         with autocast:
             features = codec.decoder.standardised(rounded * inverse_gain[:, :, None, None], condition).float()
         cut = cut_distortion(features, targets)
-        distortion = recipe.loss.cut * cut
-        parts = {"cut": float(cut.detach().mean()), "bpp": float(bpp.detach().mean())}
         weight = task_weight(self.progress, recipe.loss)
+        distortion = (recipe.loss.cut + weight * (recipe.loss.cut_later - recipe.loss.cut)) * cut
+        parts = {"cut": float(cut.detach().mean()), "bpp": float(bpp.detach().mean())}
         if weight > 0:
-            with autocast:
-                raw = features * codec.decoder.feature_std[:, None, None] + codec.decoder.feature_mean[:, None, None]
-                stages = self.classifier.stages(raw, recipe.cut)
+            raw = features * codec.decoder.feature_std[:, None, None] + codec.decoder.feature_mean[:, None, None]
+            stages = self.task_network.stages(raw.to(torch.bfloat16), recipe.cut)
             error, divergence = task_distortion(stages, targets, recipe.loss)
             distortion = distortion + weight * (error + recipe.loss.kl * divergence)
             parts |= {"stages": float(error.detach().mean()), "kl": float(divergence.detach().mean())}
@@ -192,7 +208,7 @@ class NestedTraining:
             latents = codec.encoder.latents(x)
             for exit_index, depth in enumerate(codec.shape.depths):
                 for level in levels or [float(index) for index in range(codec.shape.levels)]:
-                    rows = _validate_point(codec, self.classifier, latents[exit_index], exit_index, level, reference)
+                    rows = self._validate_point(latents[exit_index], exit_index, level, reference)
                     points.setdefault((depth, level), []).append(rows)
         return [
             dict(
@@ -205,48 +221,53 @@ class NestedTraining:
             for key, rows in points.items()
         ]
 
+    @torch.no_grad()
+    def _validate_point(self, latent: Tensor, exit_index: int, level: float, reference: Tensor) -> Tensor:
+        """Rows (B, 3): agrees, KL, bpp."""
+        codec = self.average
+        exits = torch.full((len(latent),), exit_index, device=latent.device)
+        levels = torch.full((len(latent),), level, device=latent.device)
+        symbols = torch.round(latent * codec.gain(levels)[:, :, None, None])
+        bpp = codec.bits(symbols, exits, levels) / (LATENT_STRIDE**2 * symbols.shape[-2] * symbols.shape[-1])
+        features = codec.decoder(symbols, *codec.decoder_inputs(exits, levels))
+        logits = self.task_network.classify(features.to(torch.bfloat16), self.recipe.cut).float()
+        divergence = (reference.softmax(1) * (reference.log_softmax(1) - logits.log_softmax(1))).sum(1)
+        return torch.stack([(logits.argmax(1) == reference.argmax(1)).float(), divergence, bpp], dim=1)
 
-def _validate_point(
-    codec: NestedCodec, classifier: Lite0, latent: Tensor, exit_index: int, level: float, reference: Tensor
-) -> Tensor:
-    """Rows (B, 3): agrees, KL, bpp."""
-    exits = torch.full((len(latent),), exit_index, device=latent.device)
-    levels = torch.full((len(latent),), level, device=latent.device)
-    symbols = torch.round(latent * codec.gain(levels)[:, :, None, None])
-    bpp = codec.bits(symbols, exits, levels) / (64 * symbols.shape[-2] * symbols.shape[-1])
-    with torch.autocast(latent.device.type, torch.bfloat16):
-        logits = classifier.classify(codec.decoder(symbols, *codec.decoder_inputs(exits, levels)), "stride8").float()
-    divergence = (reference.softmax(1) * (reference.log_softmax(1) - logits.log_softmax(1))).sum(1)
-    return torch.stack([(logits.argmax(1) == reference.argmax(1)).float(), divergence, bpp], dim=1)
 
-
-def learning_rate(step: int, progress: float, recipe: Recipe) -> float:
-    """Linear warm-up over steps, cosine over the run."""
-    optimiser = recipe.optimiser
+def learning_rate_share(step: int, progress: float, recipe: OptimiserRecipe) -> float:
+    """Share of the peak learning rates: linear warm-up over steps, cosine over the run."""
     cosine = 0.5 * (1 + math.cos(math.pi * progress))
-    share = optimiser.final_share + (1 - optimiser.final_share) * cosine
-    return optimiser.learning_rate * share * min(1.0, (step + 1) / (optimiser.warmup_steps + 1))
+    share = recipe.final_share + (1 - recipe.final_share) * cosine
+    return share * min(1.0, (step + 1) / (recipe.warmup_steps + 1))
 
 
-def _build_optimiser(codec: NestedCodec, recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW; weight decay on convolution weights alone, chosen by shape, not by name.
+def _build_optimisers(codec: NestedCodec, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """AdamW, and Muon for the blocks' matrices; weight decay on convolution weights alone.
 
     Gains and prior are logarithms that have to move by several units while the rate comes in; at the networks' learning
     rate they lag behind and the rate weight winds up against them.
     """
+    chosen = recipe.optimiser
+    blocks = [module for module in codec.modules() if isinstance(module, Block)]
+    matrices = [layer.weight for block in blocks for layer in (block.expand, block.project)]
     operating = [codec.log_gain, codec.log_inverse_gain, codec.log_scale, codec.mean, codec.condition]
-    chosen = {id(parameter) for parameter in operating}
-    others = [parameter for parameter in codec.parameters() if id(parameter) not in chosen]
+    apart = {id(parameter) for parameter in operating}
+    optimisers: list[torch.optim.Optimizer] = []
+    if chosen.matrices == "muon":
+        apart |= {id(parameter) for parameter in matrices}
+        optimisers.append(Muon(matrices, chosen.muon_learning_rate, weight_decay=chosen.weight_decay))
+    others = [parameter for parameter in codec.parameters() if id(parameter) not in apart]
+    rate = chosen.learning_rate
     groups = [
-        {
-            "params": [p for p in others if p.ndim == 4],
-            "weight_decay": recipe.optimiser.weight_decay,
-            "lr_factor": 1.0,
-        },
-        {"params": [p for p in others if p.ndim != 4], "weight_decay": 0.0, "lr_factor": 1.0},
-        {"params": operating, "weight_decay": 0.0, "lr_factor": recipe.optimiser.operating_lr_factor},
+        {"params": [p for p in others if p.ndim == 4], "lr": rate, "weight_decay": chosen.weight_decay},
+        {"params": [p for p in others if p.ndim != 4], "lr": rate, "weight_decay": 0.0},
+        {"params": operating, "lr": rate * chosen.operating_lr_factor, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=recipe.optimiser.learning_rate, betas=(0.9, 0.98))
+    optimisers.append(torch.optim.AdamW(groups, betas=(0.9, 0.98)))
+    for group in (group for optimiser in optimisers for group in optimiser.param_groups):
+        group["peak_lr"] = group["lr"]
+    return optimisers
 
 
 def run_training(

@@ -37,7 +37,7 @@ class NetworkRecipe(RecipePart):
     kernel: Literal[3, 5, 7] = 5
     latent_channels: int = Field(48, ge=1)
     decoder_channels: int = Field(96, ge=8)
-    decoder_blocks: int = Field(4, ge=0)
+    decoder_blocks: int = Field(3, ge=0)
     decoder_expansion: int = Field(2, ge=1)
     decoder_kernel: Literal[3, 5, 7] = 5
 
@@ -58,7 +58,9 @@ class RateRecipe(RecipePart):
     target_bpp: tuple[Positive, ...] = Field((0.10, 0.17, 0.28, 0.45, 0.75), min_length=2, max_length=MAX_LEVELS)
     initial_lmbda: tuple[Positive, ...] = (6.0, 3.0, 1.5, 0.75, 0.35)
     adaptation: float = Field(0.0, ge=0, description="change of ln(lambda) a step for a rate off by a factor e")
-    start_share: float = Field(0.03, ge=0, description="share of lambda during the warm-up")
+    start_share: float = Field(1.0, ge=0, description="share of lambda during the warm-up")
+    coarsest_step: Positive = Field(1.3, description="of level 0 at a start from principal components")
+    level_ratio: float = Field(1.44, gt=1, description="by which each level's step is finer at that start")
 
     @model_validator(mode="after")
     def _check_lengths(self) -> RateRecipe:
@@ -72,12 +74,13 @@ class RateRecipe(RecipePart):
 class LossRecipe(RecipePart):
     """Weights of the distortion terms. Features are standardised, so each term starts near 1."""
 
-    cut: Weight = 1.0
+    cut: Weight = 30.0
+    cut_later: Weight = Field(1.0, description="weight of the cut's features once the rest is in")
     stages: tuple[Weight, Weight, Weight] = (0.3, 0.5, 0.5)
     pooled: Weight = 0.5
     kl: Weight = 1.0
-    warmup_share: float = Field(0.06, ge=0, le=1, description="of the run, with the cut's features alone")
-    ramp_share: float = Field(0.08, gt=0, le=1, description="of the run, in which the rest comes in")
+    warmup_share: float = Field(0.12, ge=0, le=1, description="of the run, with the cut's features alone")
+    ramp_share: float = Field(0.03, gt=0, le=1, description="of the run, in which the rest comes in")
 
 
 class CropRecipe(RecipePart):
@@ -98,11 +101,14 @@ class DataRecipe(RecipePart):
 
 
 class OptimiserRecipe(RecipePart):
-    """AdamW with a cosine that ends at `final_share` of the learning rate."""
+    """AdamW, with Muon for the blocks' matrices; a cosine that ends at `final_share` of the learning rates."""
 
-    learning_rate: float = Field(2e-3, gt=0)
+    learning_rate: float = Field(1e-3, gt=0)
     final_share: float = Field(0.01, ge=0, le=1)
     warmup_steps: int = Field(200, ge=0)
+    matrices: Literal["adamw", "muon"] = Field("muon", description="for the 1 x 1 convolutions of blocks")
+    muon_learning_rate: float = Field(0.01, gt=0)
+    task_share: float = Field(0.25, gt=0, le=1, description="of the learning rates, once the classes are in the loss")
     operating_lr_factor: float = Field(5.0, gt=0, description="learning rate of gains and prior over the networks'")
     weight_decay: float = Field(0.01, ge=0)
     clip_norm: float = Field(1.0, gt=0)
@@ -115,7 +121,8 @@ class Recipe(RecipePart):
     name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="of the run and its folder")
     family: Literal["nested"] = "nested"
     classifier: Literal["efficientnet_lite0"] = "efficientnet_lite0"
-    cut: Literal["stride8"] = "stride8"
+    cut: Literal["input", "stride4", "stride8"] = "input"
+    start: Literal["principal", "random"] = "principal"
     seed: int = 1
     minutes: float = Field(60, gt=0, description="length of the whole run; the schedule is fitted to it")
     deepest_share: float = Field(0.35, ge=0, le=1, description="of the frames that take the deepest exit")

@@ -94,6 +94,8 @@ def tiny_codec(views: NDArray[np.uint8]) -> NestedCodec:
 
     torch.manual_seed(5)
     shape = NestedShape(
+        cut_channels=40,
+        cut_stride=8,
         depths=(0, 1),
         levels=2,
         channels=8,

@@ -47,7 +47,7 @@ def test_features_at_a_cut_are_those_of_the_packages_blocks(
     classifier: Lite0, original: nn.Module, x: Tensor, cut: str, shape: tuple[int, ...]
 ) -> None:
     expected = original._swish(original._bn0(original._conv_stem(x)))  # type: ignore[operator]
-    for block in original._blocks[: CUTS[cut]]:  # type: ignore[index]
+    for block in original._blocks[: CUTS[cut].blocks]:  # type: ignore[index]
         expected = block(expected)
     features = classifier.features(x, cut)
     assert features.shape[1:] == shape

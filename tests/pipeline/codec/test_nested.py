@@ -21,7 +21,9 @@ from pipeline.codec.nested import (
 from pipeline.training.loop import build_codec
 from pipeline.training.recipes import load_recipe
 
-DEEP = NestedShape(depths=(0, 1, 2, 4), levels=3, channels=8, expansion=2, kernel=3, latent_channels=5)
+DEEP = NestedShape(
+    cut_channels=40, cut_stride=8, depths=(0, 1, 2, 4), levels=3, channels=8, expansion=2, kernel=3, latent_channels=5
+)
 RECIPE = Path(__file__).parents[3] / "configs" / "train" / "nested-lite0.yaml"
 
 
@@ -213,3 +215,12 @@ def test_decoder_is_of_the_shape_that_training_compares(codec: NestedCodec) -> N
         rtol=1e-4,
         atol=1e-4,
     )
+
+
+@pytest.mark.parametrize(("channels", "stride"), [(3, 1), (24, 4), (40, 8)])
+@torch.no_grad()
+def test_decoder_reaches_the_size_of_every_cut(channels: int, stride: int) -> None:
+    decoder = NestedDecoder(NestedShape(cut_channels=channels, cut_stride=stride, latent_channels=5))
+    condition = torch.zeros(1, NestedShape().decoder_channels)
+    features = decoder(torch.zeros(1, 5, 4, 4), torch.ones(1, 5), condition)
+    assert features.shape == (1, channels, 32 // stride, 32 // stride)

@@ -52,6 +52,8 @@ def recipe_fields(picture_folder: Path) -> dict[str, Any]:
     return {
         "name": "tiny",
         "minutes": 12 / 64 / 60,
+        "cut": "stride8",
+        "start": "random",
         "seed": 3,
         "network": {
             "depths": [0, 1],
@@ -83,7 +85,7 @@ def teacher(classifier: Lite0, pictures: Pictures) -> Teacher:
     """The uncompressed classifier on torch."""
     recipe = Recipe.model_validate({"name": "any", "data": {"folders": ["none"]}})
     sample = CropSampler(pictures.training, recipe.data, 1).batch(64, 8)
-    return Teacher(TorchEngine(classifier, "stride8"), normalise(sample, torch.device("cpu")))
+    return Teacher(TorchEngine(classifier, "stride8"), normalise(sample, torch.device("cpu")), "stride8")
 
 
 @pytest.fixture

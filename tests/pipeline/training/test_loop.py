@@ -22,7 +22,7 @@ from pipeline.training.loop import (
     LOG_FILE,
     MAX_SKIPPED_STEPS,
     NestedTraining,
-    learning_rate,
+    learning_rate_share,
     resume,
     run_training,
 )
@@ -254,10 +254,10 @@ def test_single_bad_step_is_left_out(make_training: MakeTraining, monkeypatch: p
 
 
 def test_learning_rate_rises_then_falls_to_its_share(recipe: Recipe) -> None:
-    rates = [learning_rate(step, step / 100, recipe) for step in range(101)]
+    rates = [learning_rate_share(step, step / 100, recipe.optimiser) for step in range(101)]
     assert rates[0] < rates[1] < rates[2]
     assert rates[2:] == sorted(rates[2:], reverse=True)
-    assert rates[-1] == pytest.approx(recipe.optimiser.learning_rate * recipe.optimiser.final_share)
+    assert rates[-1] == pytest.approx(recipe.optimiser.final_share)
 
 
 def test_frames_draw_every_depth_and_level_and_the_deepest_most(make_training: MakeTraining) -> None:

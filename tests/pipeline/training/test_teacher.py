@@ -29,7 +29,7 @@ def test_normalise_is_what_the_classifier_expects() -> None:
 
 
 def test_cut_features_of_the_sample_are_standardised(classifier: Lite0, x: Tensor) -> None:
-    teacher = Teacher(TorchEngine(classifier, "stride8"), x)
+    teacher = Teacher(TorchEngine(classifier, "stride8"), x, "stride8")
     cut = teacher.targets(x).cut
     assert cut.shape == (6, 40, 8, 8)
     assert cut.mean(dim=(0, 2, 3)).abs().max() < 1e-4
@@ -38,7 +38,7 @@ def test_cut_features_of_the_sample_are_standardised(classifier: Lite0, x: Tenso
 
 
 def test_targets_are_the_classifiers_own_stages(classifier: Lite0, x: Tensor) -> None:
-    teacher = Teacher(TorchEngine(classifier, "stride8"), x)
+    teacher = Teacher(TorchEngine(classifier, "stride8"), x, "stride8")
     targets = teacher.targets(x)
     raw = targets.cut * teacher.feature_std[:, None, None] + teacher.feature_mean[:, None, None]
     torch.testing.assert_close(classifier.classify(raw, "stride8"), targets.logits, rtol=1e-3, atol=1e-3)
@@ -50,11 +50,11 @@ def test_targets_are_the_classifiers_own_stages(classifier: Lite0, x: Tensor) ->
 
 
 def test_openvino_gives_torchs_targets(classifier: Lite0, x: Tensor) -> None:
-    """In fp32: bf16, which it takes by itself, is off in the third digit."""
+    """In bf16 where the CPU has it, so off in the third digit."""
     pytest.importorskip("openvino")
     features, stages = TorchEngine(classifier, "stride8")(x)
     engine = OpenVinoEngine(classifier, "stride8", 1)
     found, found_stages = engine(x)
     for expected, other in zip([features, *stages], [found, *found_stages], strict=True):
-        assert (expected - other).abs().max() < 5e-4 * expected.abs().max()
+        assert (expected - other).abs().max() < 0.05 * expected.abs().max()
     assert engine(x[:2])[0].shape == (2, 40, 8, 8)
