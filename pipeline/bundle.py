@@ -5,7 +5,7 @@ A bundle is a folder, or a zip of one, with exactly these files:
     manifest.json         what it is, what it was measured at, size and SHA-256 of every other file
     encoder-<depth>.onnx  one graph an exit: `view` uint8 (1, 224, 224, 3) BGR and `gain` float32 (C,) in;
                           `scaled` float32 and `symbols` int32, both (1, C, 28, 28), out
-    tables.npz            integer tables and gains
+    tables.npz            integer tables, gains and dead zones
     decoder.safetensors   the decoder's weights
 
 The bundle's id is the SHA-256 of the manifest's bytes, so one id stands for every byte. Nothing in it is run or
@@ -43,6 +43,8 @@ MAX_FILES, MAX_BUNDLE_BYTES = 32, 256 * 2**20
 """Of all files together: sixteen graphs, manifest, tables and decoder are nineteen."""
 MAX_LATENT_CHANNELS, MAX_LATENT_SIDE = 4096, 56
 """Stride 4 of a view; what a frame may ask the decoder to hold."""
+MAX_DEAD_ZONE = 0.5
+"""From there on a whole step would round to zero."""
 EXTERNAL_MARK = b"location"
 """Key of every tensor that an ONNX graph keeps in another file; our graphs hold the word nowhere."""
 DEFAULT_FRAME_BYTES = 3000
@@ -132,6 +134,8 @@ class Bundle:
         bundle_id: 32 bytes, SHA-256 of the manifest.
         tables: one set for each (depth, level16).
         gains: level16 -> float32 (C,).
+        dead_zones: level16 -> by how much a scaled value must be further from zero than half a step to be rounded away
+            from it, 0 to below 0.5; a bundle without them rounds to the nearest.
         files: every file's bytes by name, manifest excluded.
     """
 
@@ -139,6 +143,7 @@ class Bundle:
     bundle_id: bytes
     tables: Mapping[tuple[int, int], TableSet]
     gains: Mapping[int, NDArray[np.float32]]
+    dead_zones: Mapping[int, float]
     files: Mapping[str, bytes]
 
     @property
@@ -182,12 +187,16 @@ def encoder_file(depth: int) -> str:
 
 
 def pack_operating_points(
-    tables: Mapping[tuple[int, int], TableSet], gains: Mapping[int, NDArray[np.float32]]
+    tables: Mapping[tuple[int, int], TableSet],
+    gains: Mapping[int, NDArray[np.float32]],
+    dead_zones: Mapping[int, float] | None = None,
 ) -> bytes:
-    """The content of `tables.npz`."""
+    """The content of `tables.npz`; without dead zones, symbols are the nearest whole numbers."""
     arrays = dict(pack_tables(tables))
     arrays["gain_levels16"] = np.array(sorted(gains), np.uint8)
     arrays["gains"] = np.stack([gains[level16] for level16 in sorted(gains)]).astype(np.float32)
+    if dead_zones is not None:
+        arrays["dead_zones"] = np.array([dead_zones[level16] for level16 in sorted(gains)], np.float32)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     return buffer.getvalue()
@@ -269,8 +278,8 @@ def load_bundle(name_or_path: str) -> Bundle:
         raise BundleFormatError(f"{path}: no {MANIFEST_FILE}")
     manifest = _parse_manifest(path, manifest_bytes)
     _verify_files(path, manifest, contents)
-    tables, gains = _read_operating_points(path, manifest, contents[TABLES_FILE])
-    return Bundle(manifest, hashlib.sha256(manifest_bytes).digest(), tables, gains, contents)
+    tables, gains, dead_zones = _read_operating_points(path, manifest, contents[TABLES_FILE])
+    return Bundle(manifest, hashlib.sha256(manifest_bytes).digest(), tables, gains, dead_zones, contents)
 
 
 def _read_folder(path: Path) -> dict[str, bytes]:
@@ -346,7 +355,7 @@ def _verify_files(path: Path, manifest: Manifest, contents: Mapping[str, bytes])
 
 def _read_operating_points(
     path: Path, manifest: Manifest, content: bytes
-) -> tuple[dict[tuple[int, int], TableSet], dict[int, NDArray[np.float32]]]:
+) -> tuple[dict[tuple[int, int], TableSet], dict[int, NDArray[np.float32]], dict[int, float]]:
     try:
         arrays = _read_arrays(content)
     except (ValueError, OSError, MemoryError, EOFError, zlib.error, zipfile.BadZipFile) as error:
@@ -358,11 +367,22 @@ def _read_operating_points(
     gains = found.astype(np.float32)
     if levels.tolist() != list(manifest.levels16) or not np.all(np.isfinite(gains) & (gains > 0)):
         raise BundleFormatError(f"{path}: gains in {TABLES_FILE} do not fit the manifest's levels")
+    dead_zones = _read_dead_zones(path, arrays.pop("dead_zones", np.zeros(levels.size, np.float32)), levels.size)
     tables = dict(unpack_tables(arrays))
     points = {(depth, level16) for depth in manifest.depths for level16 in manifest.levels16}
     if set(tables) != points or any(len(table.sizes) != channels for table in tables.values()):
         raise BundleFormatError(f"{path}: tables do not cover the manifest's depths and levels")
-    return tables, dict(zip(manifest.levels16, gains, strict=True))
+    per_level = zip(manifest.levels16, gains, strict=True)
+    return tables, dict(per_level), dict(zip(manifest.levels16, dead_zones, strict=True))
+
+
+def _read_dead_zones(path: Path, found: NDArray[np.generic], levels: int) -> list[float]:
+    if found.shape != (levels,) or found.dtype != np.float32:
+        raise BundleFormatError(f"{path}: {TABLES_FILE} holds no fitting dead zones")
+    dead_zones = found.astype(np.float32)
+    if not np.all((dead_zones >= 0) & (dead_zones < MAX_DEAD_ZONE)):
+        raise BundleFormatError(f"{path}: dead zones in {TABLES_FILE} must be from 0 to below {MAX_DEAD_ZONE}")
+    return [float(zone) for zone in dead_zones]
 
 
 def _read_arrays(content: bytes) -> dict[str, NDArray[np.generic]]:

@@ -7,7 +7,7 @@ Tables are fitted here, once, to the symbols that the exported graphs give, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -71,11 +71,13 @@ def export_bundle(
     views: NDArray[np.uint8],
     folder: Path,
     progress: Callable[[str], None] = lambda text: None,
+    dead_zones: Sequence[float] | None = None,
 ) -> Bundle:
     """Write a bundle without measurements, and read it back.
 
     Args:
         views: uint8 (N, 224, 224, 3) BGR, training pictures as they are met in use; the tables are fitted to them.
+        dead_zones: one for each whole level; none at all unless given.
 
     Raises:
         BundleFormatError: graphs differ from torch, a picture does not come back through the bitstream, or the
@@ -87,13 +89,15 @@ def export_bundle(
     graphs = {depth: export_edge_graph(codec, depth) for depth in shape.depths}
     levels = level_grid(shape.levels)
     gains = {level16: _gain(codec, level16) for level16 in levels}
+    whole = np.zeros(shape.levels) if dead_zones is None else np.asarray(dead_zones, np.float64)
+    zones = {level16: float(np.interp(level16 / 16, np.arange(shape.levels), whole)) for level16 in levels}
     tables: dict[tuple[int, int], TableSet] = {}
     for depth, graph in graphs.items():
         _check_graph(codec, depth, graph, views[:CHECKED_PICTURES], gains[levels[-1]])
-        tables |= _fit_depth(depth, graph, views, gains)
+        tables |= _fit_depth(depth, graph, views, gains, zones)
         progress(f"depth {depth}: graph checked, {len(levels)} table sets fitted")
     files = {encoder_file(depth): graph for depth, graph in graphs.items()}
-    files[TABLES_FILE] = pack_operating_points(tables, gains)
+    files[TABLES_FILE] = pack_operating_points(tables, gains, zones)
     files[DECODER_FILE] = _pack_decoder(codec, levels)
     network = {key: value for key, value in asdict(shape).items() if key != "depths"}
     manifest = Manifest(
@@ -163,28 +167,34 @@ def _check_graph(
 
 
 def _fit_depth(
-    depth: int, graph: bytes, views: NDArray[np.uint8], gains: Mapping[int, NDArray[np.float32]]
+    depth: int,
+    graph: bytes,
+    views: NDArray[np.uint8],
+    gains: Mapping[int, NDArray[np.float32]],
+    dead_zones: Mapping[int, float],
 ) -> dict[tuple[int, int], TableSet]:
     """Tables of one exit at every level, from the symbols of all views."""
     rows = _sorted_latents(graph, views, len(next(iter(gains.values()))))
     tables = {}
     for level16, gain in gains.items():
-        counts = count_symbols(rows, gain)
+        counts = count_symbols(rows, gain, dead_zones[level16])
         nonzero = counts.sum(axis=1) - counts[:, HISTOGRAM_REACH]
         left_out = nonzero < MIN_NONZERO_SHARE * counts.sum(axis=1)
         tables[depth, level16] = fit_tables(counts, first_symbol=-HISTOGRAM_REACH, left_out=left_out)
     return tables
 
 
-def count_symbols(rows: NDArray[np.float32], gain: NDArray[np.float32]) -> NDArray[np.int64]:
+def count_symbols(rows: NDArray[np.float32], gain: NDArray[np.float32], dead_zone: float = 0.0) -> NDArray[np.int64]:
     """Histograms (C, 2 * HISTOGRAM_REACH + 1) of the symbols that a gain makes of latents.
 
     Args:
         rows: (C, n), all values of each channel, rising: sorted once, they are only looked up at every level.
         gain: (C,).
+        dead_zone: how much further from zero than a half the border between two symbols lies.
     """
     # Between two neighbouring symbols lies a half; beyond the outermost everything counts as one of them.
     halves = np.arange(-HISTOGRAM_REACH, HISTOGRAM_REACH, dtype=np.float32) + np.float32(0.5)
+    halves += np.copysign(np.float32(dead_zone), halves)
     below = [np.searchsorted(row, halves / factor) for row, factor in zip(rows, gain, strict=True)]
     ends = np.full((len(rows), 1), rows.shape[1])
     counts: NDArray[np.int64] = np.diff(np.hstack([np.zeros_like(ends), np.stack(below), ends]), axis=1)

@@ -17,6 +17,7 @@ from pipeline.bundle import BUNDLE_NAME, Bundle, Measured, MeasuredPoint, check_
 from pipeline.codec.cache import classifier_sha256, prepare_graphs
 from pipeline.codec.classifier import load_classifier
 from pipeline.codec.export import BundleFacts, export_bundle, seal_measured
+from pipeline.codec.nested import NestedCodec
 from pipeline.decoding import BatchDecoder
 from pipeline.encoder import Encoder
 from pipeline.errors import ConfigError, TrainingError
@@ -25,11 +26,15 @@ from pipeline.evaluation.pictures import load_labelled_views
 from pipeline.inference import choose_engine, open_engine, read_vectors
 from pipeline.training.checkpoint import load_checkpoint
 from pipeline.training.datasets import load_pictures, use_views
+from pipeline.training.dead_zone import choose_dead_zones, try_dead_zones
 from pipeline.training.loop import build_codec
 from pipeline.training.recipes import Recipe
+from pipeline.training.teacher import normalise
 
 FITTED_PICTURES = 750
 """About 600,000 symbols for each channel of a table; twice as many made held-out pictures 0.01 % smaller."""
+DEAD_ZONE_PICTURES = 96
+"""Of the held-out ones, to choose a rounding by; 40 passes of the classifier over each."""
 MEASURED_PICTURES = 500
 """Of the held-out ones: every one of them costs 25 points x 7 ms, and a share of 500 is known to 2 points."""
 
@@ -65,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
     random = np.random.default_rng(recipe.seed)
     chosen = random.choice(len(pictures.training), min(FITTED_PICTURES, len(pictures.training)), replace=False)
     views = use_views([pictures.training[index] for index in chosen])
+    dead_zones = _fit_dead_zones(codec.eval(), recipe, use_views(pictures.held_out, DEAD_ZONE_PICTURES))
     facts = BundleFacts(
         name=args.name,
         classifier=recipe.classifier,
@@ -78,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
             "torch": str(torch.__version__),
         },
     )
-    bundle = export_bundle(codec, facts, views, folder, lambda text: print(text, file=sys.stderr))
+    bundle = export_bundle(codec, facts, views, folder, lambda text: print(text, file=sys.stderr), dead_zones)
     if labelled is None:
         held_out = use_views(pictures.held_out, MEASURED_PICTURES)
         measured = _measure(bundle, held_out, None, "held-out training pictures")
@@ -88,6 +94,20 @@ def run(args: argparse.Namespace) -> int:
     size_bytes = sum(len(content) for content in bundle.files.values())
     print(f"{folder}: bundle {bundle.manifest.name} {bundle.short_id}, {size_bytes / 1e6:.2f} MB")
     return 0
+
+
+def _fit_dead_zones(codec: NestedCodec, recipe: Recipe, views: NDArray[np.uint8]) -> list[float]:
+    """A dead zone for each whole level, with what it brings."""
+    x = normalise(views[:, :, :, ::-1].copy(), torch.device("cpu"))
+    fits = try_dead_zones(codec, load_classifier(recipe.classifier), recipe.cut, x, recipe.rates.initial_lmbda)
+    chosen = choose_dead_zones(fits)
+    for fit in fits:
+        if fit.dead_zone in (0.0, chosen[fit.level]):
+            print(
+                f"level {fit.level}, dead zone {fit.dead_zone:g}: {fit.bpp:.3f} bpp, KL {fit.divergence:.3f}",
+                file=sys.stderr,
+            )
+    return chosen
 
 
 def _measure(bundle: Bundle, views: NDArray[np.uint8], labels: NDArray[np.int64] | None, source: str) -> Measured:

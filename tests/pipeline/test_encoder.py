@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.bitstream import parse_bitstream
 from pipeline.bundle import Bundle, encoder_file
-from pipeline.encoder import Encoder, OperatingPoint
+from pipeline.encoder import Encoder, OperatingPoint, round_with_dead_zone
 from pipeline.entropy.rans import decode_symbols, encode_symbols
 from pipeline.errors import BundleFormatError
 
@@ -138,3 +138,27 @@ def test_damaged_graph_is_named_by_its_depth(tiny_bundle: Bundle) -> None:
 def test_encoding_needs_no_torch(tiny_bundle: Bundle) -> None:
     program = "import sys, pipeline.encoder; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize(("dead_zone", "expected"), [(0.0, [0, 0, 1, -1, 2, -3]), (0.2, [0, 0, 0, -1, 2, -2])])
+def test_dead_zone_leans_towards_zero(dead_zone: float, expected: list[int]) -> None:
+    scaled = np.array([0.0, -0.49, 0.6, -0.8, 1.9, -2.65], np.float32)
+    np.testing.assert_array_equal(round_with_dead_zone(scaled, dead_zone), expected)
+
+
+def test_bundle_with_a_dead_zone_sends_fewer_symbols(tiny_bundle: Bundle, views: NDArray[np.uint8]) -> None:
+    level16 = tiny_bundle.manifest.levels16[-1]
+    leaning = replace(tiny_bundle, dead_zones={**tiny_bundle.dead_zones, level16: 0.25})
+    point = OperatingPoint(1, level16)
+    nearest, leant = (Encoder(bundle).symbols(views[0], point) for bundle in (tiny_bundle, leaning))
+    assert np.count_nonzero(leant) < np.count_nonzero(nearest)
+    assert ((np.abs(nearest) - np.abs(leant)).clip(0, 1) == np.abs(nearest) - np.abs(leant)).all()
+
+
+def test_bundle_without_dead_zones_rounds_as_its_graph(tiny_bundle: Bundle, views: NDArray[np.uint8]) -> None:
+    """Bundles from before there were any."""
+    session = onnxruntime.InferenceSession(tiny_bundle.encoder_graph(1), providers=["CPUExecutionProvider"])
+    level16 = tiny_bundle.manifest.levels16[0]
+    expected = session.run(["symbols"], {"view": views[:1], "gain": tiny_bundle.gains[level16]})[0][0]
+    expected[tiny_bundle.tables[1, level16].sizes == 0] = 0
+    np.testing.assert_array_equal(Encoder(tiny_bundle).symbols(views[0], OperatingPoint(1, level16)), expected)
