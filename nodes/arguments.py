@@ -169,6 +169,7 @@ def _add_train(parser: OneLineParser) -> None:
     parser.add_argument("--out", metavar="FOLDER", help="default: runs/ and the recipe's name")
     parser.add_argument("--minutes", type=_positive, help="length, instead of the recipe's")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument("--from", dest="warm_start", metavar="CHECKPOINT", help="begin with the weights of another run")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
     parser.add_argument("--threads", type=_count, help="default: every core")
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from pipeline.errors import TrainingError
+from pipeline.training.recipes import complete_fields
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
@@ -41,8 +42,9 @@ def load_checkpoint(path: Path, recipe: dict[str, Any] | None = None) -> dict[st
         raise TrainingError(f"{path}: not a checkpoint ({type(error).__name__})") from error
     if not isinstance(state, dict):
         raise TrainingError(f"{path}: not a checkpoint (holds no state)")
-    if recipe is not None and state.get("recipe") != recipe:
-        known = state.get("recipe") or {}
+    known = complete_fields(state.get("recipe"))
+    if recipe is not None and known != recipe:
+        known = known if isinstance(known, dict) else {}
         differing = sorted(key for key in {*known, *recipe} if known.get(key) != recipe.get(key))
         raise TrainingError(f"{path}: belongs to another recipe (differs in {', '.join(differing)})")
     return dict(state)

@@ -3,71 +3,107 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from pipeline.codec.classifier import load_classifier
+from pipeline.codec.resnet import load_resnet50
 from pipeline.errors import ConfigError, TrainingError
-from pipeline.training.datasets import CropSampler, load_pictures
-from pipeline.training.loop import CHECKPOINT_FILE, NestedTraining, now_s, resume, run_training
+from pipeline.training.checkpoint import load_checkpoint
+from pipeline.training.datasets import CropSampler, Pictures, load_pictures
+from pipeline.training.families import start_training
+from pipeline.training.loop import CHECKPOINT_FILE, Training, now_s, resume, run_training
+from pipeline.training.progress import choose_watchers
+from pipeline.training.ranks import ALONE, Ranks, joined_ranks
 from pipeline.training.recipes import Recipe, load_recipe
-from pipeline.training.teacher import Engine, OpenVinoEngine, Teacher, TorchEngine, normalise
+from pipeline.training.teacher import Classifier, Engine, OpenVinoEngine, Teacher, TorchEngine, normalise
 
 TEACHER_SAMPLE = 256
 
 
-def build_training(recipe: Recipe, device: str, threads: int) -> NestedTraining:
+def build_training(recipe: Recipe, device: str, threads: int, ranks: Ranks = ALONE) -> Training:
     """Read pictures and classifier and join them to a run that has not begun."""
-    pictures = load_pictures(recipe.data.folders)
-    classifier = load_classifier(recipe.classifier)
+    pictures = load_pictures(recipe.data.folders, recipe.data.labels)
+    weights = None if recipe.classifier_weights is None else Path(recipe.classifier_weights)
+    classifier: Classifier
+    if recipe.classifier == "resnet50":
+        assert weights is not None  # of the recipe's checks
+        classifier = load_resnet50(weights)
+    else:
+        classifier = load_classifier(recipe.classifier, weights)
     engine: Engine
     if device == "cpu" and find_spec("openvino") is not None:
         engine = OpenVinoEngine(classifier, recipe.cut, threads)
     else:
         engine = TorchEngine(classifier.to(device), recipe.cut)
     sample = CropSampler(pictures.training, recipe.data, recipe.seed).batch(recipe.crops[0].size_px, TEACHER_SAMPLE)
-    teacher = Teacher(engine, normalise(sample, torch.device(device)), recipe.cut)
+    teacher = Teacher(engine, normalise(sample, torch.device(device), recipe.classifier), recipe.cut)
     classifier = classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return NestedTraining(recipe, classifier, teacher, pictures, device)
+    return start_training(recipe, classifier, teacher, pictures, device, ranks)
 
 
 def run(args: argparse.Namespace) -> int:
     """Entry of the sub-command; returns the exit code.
 
     Args:
-        args: recipe, out, minutes, resume, device, threads, json.
+        args: recipe, out, minutes, resume, warm_start, device, threads, json.
     """
     recipe = load_recipe(Path(args.recipe))
     if args.minutes is not None:
         recipe = recipe.model_copy(update={"minutes": args.minutes})
-    folder = _prepare_folder(Path(args.out or f"runs/{recipe.name}"), args.resume)
+    if args.resume and args.warm_start is not None:
+        raise ConfigError("command line", "--from", "begins a run, --resume goes on with one: give one of them")
+    warm = None if args.warm_start is None else load_checkpoint(Path(args.warm_start))
     _check_device(args.device)
-    torch.set_num_threads(args.threads or os.cpu_count() or 1)
-    training = build_training(recipe, args.device, torch.get_num_threads())
-    pictures = training.pictures
-    print(
-        f"{recipe.name}: {len(pictures.training)} pictures, {len(pictures.held_out)} held out, "
-        f"{pictures.unreadable} unreadable; {recipe.minutes:g} minutes into {folder}",
-        file=sys.stderr,
-    )
+    with joined_ranks(args.device) as ranks:
+        return _run(args, recipe, warm, ranks)
+
+
+def _run(args: argparse.Namespace, recipe: Recipe, warm: dict[str, object] | None, ranks: Ranks) -> int:
+    folder = Path(args.out or f"runs/{recipe.name}")
+    if ranks.is_first:
+        _prepare_folder(folder, args.resume)
+    device = f"cuda:{ranks.local}" if args.device == "cuda" and ranks.count > 1 else args.device
+    if device.startswith("cuda:"):
+        torch.cuda.set_device(device)
+    torch.set_num_threads(args.threads or max(1, (os.cpu_count() or 1) // ranks.count))
+    training = build_training(recipe, device, torch.get_num_threads(), ranks)
+    _say(ranks, _describe(recipe, training.pictures, folder))
+    if warm is not None:
+        training.start_from(warm, Path(args.warm_start))
+        _say(ranks, f"starts from the weights of {args.warm_start}")
     if args.resume and resume(training, folder):
-        print(f"resumed at step {training.step}, {training.progress:.0%} done", file=sys.stderr)
+        _say(ranks, f"resumed at step {training.step}, {training.progress:.0%} done")
     stop_asked: list[bool] = []
     before = {name: signal.signal(name, lambda *_: stop_asked.append(True)) for name in (signal.SIGINT, signal.SIGTERM)}
     try:
-        show = _print_json if args.json else _print_line
-        run_training(training, folder, show, lambda: bool(stop_asked), now_s)
+        watchers = choose_watchers(folder, args.json) if ranks.is_first else []
+        run_training(training, folder, watchers, lambda: bool(stop_asked), now_s)
     finally:
         for name, handler in before.items():
             signal.signal(name, handler)
     return 0
+
+
+def _say(ranks: Ranks, text: str) -> None:
+    if ranks.is_first:
+        print(text, file=sys.stderr)
+
+
+def _describe(recipe: Recipe, pictures: Pictures, folder: Path) -> str:
+    """What begins, in a line; for the paper's family with what its loss has to do without."""
+    counts = (
+        f"{recipe.name}: {len(pictures.training)} pictures, {len(pictures.held_out)} held out, "
+        f"{pictures.unreadable} unreadable"
+    )
+    if recipe.family == "paper":
+        counts += f", {pictures.num_labelled} labelled" if pictures.num_labelled else ", no labels: CE is left out"
+    return f"{counts}; {recipe.minutes:g} minutes into {folder}"
 
 
 def _prepare_folder(folder: Path, may_resume: bool) -> Path:
@@ -86,16 +122,3 @@ def _check_device(name: str) -> None:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         raise ConfigError("command line", "--device", f"{name} cannot be used here; cpu always can") from error
-
-
-def _print_json(line: dict[str, Any]) -> None:
-    print(json.dumps(line), flush=True)
-
-
-def _print_line(line: dict[str, Any]) -> None:
-    if "validation" in line:
-        for point in line["validation"]:
-            print("  ".join(f"{name} {value:.3f}" for name, value in point.items()), flush=True)
-        return
-    numbers = "  ".join(f"{name} {value:.3f}" for name, value in line.items() if isinstance(value, float))
-    print(f"step {line['step']}  {numbers}", flush=True)

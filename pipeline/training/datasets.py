@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.classes import load_classes
 from pipeline.errors import TrainingError
 from pipeline.training.recipes import DataRecipe
 from pipeline.view import EVALUATION_VIEW, make_view
@@ -22,37 +24,87 @@ HELD_OUT_ONE_IN = 10
 
 @dataclass(frozen=True, slots=True)
 class Pictures:
-    """Decoded pictures, uint8 (H, W, 3) BGR, and how many files could not be read."""
+    """Decoded pictures and their labels.
+
+    Attributes:
+        training / held_out: uint8 (H, W, 3) BGR.
+        unreadable: number of files that could not be decoded.
+        training_labels / held_out_labels: class indices int64 (N,), -1 where none is known; None where none is at all.
+    """
 
     training: list[NDArray[np.uint8]]
     held_out: list[NDArray[np.uint8]]
     unreadable: int
+    training_labels: NDArray[np.int64] | None = None
+    held_out_labels: NDArray[np.int64] | None = None
+
+    @property
+    def num_labelled(self) -> int:
+        """Training pictures whose class is known."""
+        return 0 if self.training_labels is None else int((self.training_labels >= 0).sum())
 
 
-def load_pictures(folders: tuple[str, ...]) -> Pictures:
+def load_pictures(folders: tuple[str, ...], labels_csv: str | None = None) -> Pictures:
     """Decode every picture under the folders, from files and from tar shards (WebDataset).
 
-    A tenth, chosen by a hash of the file's name, is held out; the choice does not depend on order or machine.
+    A tenth, chosen by a hash of the file's name, is held out; the choice does not depend on order or machine. Labels
+    come from the CSV (columns file and label), else from the sub-folders if every one of them is named by a class.
 
     Raises:
-        TrainingError: a folder is missing, a tar is damaged, or there are too few pictures.
+        TrainingError: a folder is missing, a tar is damaged, the CSV is none, or there are too few pictures.
     """
+    listed = None if labels_csv is None else _read_labels(Path(labels_csv))
     training: list[NDArray[np.uint8]] = []
     held_out: list[NDArray[np.uint8]] = []
+    labels: tuple[list[int | None], list[int | None]] = ([], [])
     unreadable = 0
     for folder in folders:
         if not Path(folder).is_dir():
             raise TrainingError(f"{folder}: no such folder of pictures")
-        for name, content in _read_files(Path(folder)):
+        for name, path, content in _read_files(Path(folder)):
             picture = _decode_picture(content)
             if picture is None:
                 unreadable += 1
                 continue
             is_held_out = zlib.crc32(name.encode()) % HELD_OUT_ONE_IN == 0
             (held_out if is_held_out else training).append(picture)
+            labels[is_held_out].append(_class_of_folder(path) if listed is None else _find_label(listed, path))
     if not training or not held_out:
         raise TrainingError(f"{', '.join(folders)}: too few pictures to train on ({len(training)} and {len(held_out)})")
-    return Pictures(training, held_out, unreadable)
+    together = [*labels[0], *labels[1]]
+    if None in together if listed is None else set(together) == {None}:
+        return Pictures(training, held_out, unreadable)
+    of_training, of_held_out = (np.array([-1 if each is None else each for each in part], np.int64) for part in labels)
+    return Pictures(training, held_out, unreadable, of_training, of_held_out)
+
+
+def _class_of_folder(path: PurePosixPath) -> int | None:
+    """Class that names a picture's own folder, by index or WordNet id."""
+    try:
+        return load_classes().parse_label(path.parent.name)
+    except ValueError:
+        return None
+
+
+def _find_label(listed: dict[str, int], path: PurePosixPath) -> int | None:
+    return listed.get(path.as_posix(), listed.get(path.name))
+
+
+def _read_labels(path: Path) -> dict[str, int]:
+    """Labels by picture, from a CSV with the columns file and label."""
+    found = {}
+    try:
+        rows = csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines())
+        for row in rows:
+            if not row.get("file") or row.get("label") is None:
+                raise TrainingError(f"{path}: line {rows.line_num}: needs the columns file and label")
+            if row["label"]:  # an empty one means that none is known
+                found[PurePosixPath(row["file"]).as_posix()] = load_classes().parse_label(row["label"])
+    except OSError as error:
+        raise TrainingError(f"{path}: labels cannot be read ({error.strerror})") from error
+    except (ValueError, csv.Error) as error:
+        raise TrainingError(f"{path}: no labels: {error}") from error
+    return found
 
 
 def _decode_picture(content: bytes) -> NDArray[np.uint8] | None:
@@ -64,8 +116,8 @@ def _decode_picture(content: bytes) -> NDArray[np.uint8] | None:
     return None if picture is None else np.asarray(picture, np.uint8)
 
 
-def _read_files(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """Name and content of every picture below a folder, in sorted order."""
+def _read_files(folder: Path) -> Iterator[tuple[str, PurePosixPath, bytes]]:
+    """Name that decides what is held out, path below the folder or in its shard, content; in sorted order."""
     for path in sorted(folder.rglob("*")):
         suffix = path.suffix.lower()
         if suffix not in {".tar", *PICTURE_SUFFIXES} or not path.is_file():
@@ -74,50 +126,76 @@ def _read_files(folder: Path) -> Iterator[tuple[str, bytes]]:
             if suffix == ".tar":
                 yield from _read_shard(path)
             else:
-                yield path.name, path.read_bytes()
+                yield path.name, PurePosixPath(path.relative_to(folder).as_posix()), path.read_bytes()
         except (OSError, tarfile.TarError) as error:
             raise TrainingError(f"{path}: cannot be read ({error})") from error
 
 
-def _read_shard(path: Path) -> Iterator[tuple[str, bytes]]:
+def _read_shard(path: Path) -> Iterator[tuple[str, PurePosixPath, bytes]]:
     with tarfile.open(path) as shard:
         for member in shard:
             if member.isfile() and Path(member.name).suffix.lower() in PICTURE_SUFFIXES:
                 reader = shard.extractfile(member)
-                yield member.name, reader.read() if reader is not None else b""
+                yield member.name, PurePosixPath(member.name), reader.read() if reader is not None else b""
+
+
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """One random crop: a region in pixels, mirrored or not, and pixels * contrast + shift."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+    is_mirrored: bool
+    contrast: float
+    shift: float
+
+
+def draw_crop(random: np.random.Generator, height: int, width: int, recipe: DataRecipe) -> Crop:
+    """Draw the crop of a picture of height x width pixels."""
+    aspect = np.exp(random.uniform(-0.2, 0.2))  # width over height, of the region that becomes the square
+    side = np.sqrt(random.uniform(recipe.min_area, 1.0)) * min(height, width)
+    region_w = min(width, max(8, round(side * aspect**0.5)))
+    region_h = min(height, max(8, round(side / aspect**0.5)))
+    left, top = random.integers(width - region_w + 1), random.integers(height - region_h + 1)
+    is_mirrored = random.random() < 0.5
+    contrast = 1 + random.uniform(-recipe.contrast, recipe.contrast)
+    brightness = 127 * random.uniform(-recipe.brightness, recipe.brightness)
+    shift = 127 * (1 - contrast) + brightness
+    return Crop(int(left), int(top), region_w, region_h, is_mirrored, contrast, shift)
 
 
 class CropSampler:
-    """Endless batches of random crops; two samplers with one seed give the same batches."""
+    """Endless batches of random crops; two samplers with one seed give the same batches.
+
+    Attributes:
+        random: whose state is the sampler's.
+        drawn: which pictures the last batch was cut from, int64 (B,).
+    """
 
     def __init__(self, pictures: list[NDArray[np.uint8]], recipe: DataRecipe, seed: int) -> None:
         self._pictures = pictures
         self._recipe = recipe
         self.random = np.random.default_rng(seed)
+        self.drawn: NDArray[np.int64] = np.zeros(0, np.int64)
 
     def batch(self, size_px: int, batch: int) -> NDArray[np.uint8]:
         """uint8 (batch, size, size, 3) RGB."""
         crops = np.empty((batch, size_px, size_px, 3), np.uint8)
-        for row, index in enumerate(self.random.integers(len(self._pictures), size=batch)):
+        self.drawn = self.random.integers(len(self._pictures), size=batch)
+        for row, index in enumerate(self.drawn):
             crops[row] = self._crop(self._pictures[index], size_px)
         return crops
 
     def _crop(self, picture: NDArray[np.uint8], size_px: int) -> NDArray[np.uint8]:
-        random, recipe = self.random, self._recipe
-        height, width = picture.shape[:2]
-        aspect = np.exp(random.uniform(-0.2, 0.2))  # width over height, of the region that becomes the square
-        side = np.sqrt(random.uniform(recipe.min_area, 1.0)) * min(height, width)
-        region_w = min(width, max(8, round(side * aspect**0.5)))
-        region_h = min(height, max(8, round(side / aspect**0.5)))
-        left, top = random.integers(width - region_w + 1), random.integers(height - region_h + 1)
-        region = picture[top : top + region_h, left : left + region_w]
-        shrinks = region_w > size_px and region_h > size_px
+        drawn = draw_crop(self.random, picture.shape[0], picture.shape[1], self._recipe)
+        region = picture[drawn.top : drawn.top + drawn.height, drawn.left : drawn.left + drawn.width]
+        shrinks = drawn.width > size_px and drawn.height > size_px
         crop = cv2.resize(region, (size_px, size_px), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-        if random.random() < 0.5:
+        if drawn.is_mirrored:
             crop = crop[:, ::-1]
-        contrast = 1 + random.uniform(-recipe.contrast, recipe.contrast)
-        brightness = 127 * random.uniform(-recipe.brightness, recipe.brightness)
-        varied = cv2.convertScaleAbs(np.ascontiguousarray(crop), alpha=contrast, beta=127 * (1 - contrast) + brightness)
+        varied = cv2.convertScaleAbs(np.ascontiguousarray(crop), alpha=drawn.contrast, beta=drawn.shift)
         return np.asarray(varied[:, :, ::-1], np.uint8)
 
 

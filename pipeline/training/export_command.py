@@ -27,7 +27,7 @@ from pipeline.inference import choose_engine, open_engine, read_vectors
 from pipeline.training.checkpoint import load_checkpoint
 from pipeline.training.datasets import load_pictures, use_views
 from pipeline.training.dead_zone import choose_dead_zones, try_dead_zones
-from pipeline.training.loop import build_codec
+from pipeline.training.nested_task import build_codec
 from pipeline.training.recipes import Recipe
 from pipeline.training.teacher import normalise
 
@@ -57,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
     state = load_checkpoint(Path(args.checkpoint))
     try:
         recipe = Recipe.model_validate(state["recipe"])
+        if recipe.family != "nested":
+            raise TrainingError(f"{args.checkpoint}: family {recipe.family} cannot be exported yet, only nested can")
         steps, minutes = int(state["step"]), round(float(state["elapsed_s"]) / 60, 1)
         codec = build_codec(recipe)
         codec.load_state_dict(state["average"])

@@ -1,325 +1,296 @@
-"""The training loop of the nested codec: label-free distillation from the uncompressed classifier.
-
-    loss = weights . (cut features, later features, KL of the classes) + lambda(level) * bpp
-
-Every frame of a batch draws its own depth and level; the deepest exit gets a fixed share (the sandwich rule). The rate
-is measured on the latent with additive noise, the decoder sees it rounded, with the gradient passed straight through.
-"""
+"""The training loop: batches in, checkpoints and a log out. What is trained and how is its task's (`task.py`)."""
 
 from __future__ import annotations
 
 import json
-import math
 import time
-from collections.abc import Callable
-from copy import deepcopy
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pipeline.codec.lite0 import CUTS, Lite0
-from pipeline.codec.nested import LATENT_STRIDE, Block, NestedCodec, NestedShape, interpolate
-from pipeline.codec.principal_start import start_from_principal_components
 from pipeline.errors import TrainingError
 from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
-from pipeline.training.datasets import CropSampler, Pictures, use_views
-from pipeline.training.losses import Targets, cut_distortion, task_distortion, task_weight
-from pipeline.training.muon import Muon
-from pipeline.training.recipes import CropRecipe, OptimiserRecipe, Recipe
-from pipeline.training.teacher import Teacher, normalise
+from pipeline.training.datasets import CropSampler, Pictures
+from pipeline.training.device_crops import DeviceCropSampler
+from pipeline.training.progress import IntervalMeans, Watcher
+from pipeline.training.ranks import ALONE, Ranks
+from pipeline.training.recipes import CropRecipe, Recipe
+from pipeline.training.task import Task, labels_of
+from pipeline.training.teacher import normalise
 
 CHECKPOINT_FILE, LOG_FILE = "checkpoint.pt", "log.jsonl"
-CONTINUOUS_LEVEL_SHARE = 0.4
-"""Of the frames that train on a level between two whole ones."""
+LINE_STEPS = 50
+"""Steps between two lines of the log."""
 START_PICTURES = 64
-"""Of which gains, or principal components, are found before the first step."""
-VALIDATION_PICTURES = 192
-VALIDATION_BATCH = 32
-
+"""On which a task sets its numbers before the first step."""
 MAX_SKIPPED_STEPS = 20
 """Steps with a gradient that is not finite are left out; more of them than this is divergence, not bad luck."""
 
-Report = Callable[[dict[str, Any]], None]
+MakeTask = Callable[[Tensor], Task]
+Sampler = CropSampler | DeviceCropSampler
 
 
-def build_codec(recipe: Recipe) -> NestedCodec:
-    """An untrained codec of the recipe's sizes."""
-    cut = CUTS[recipe.cut]
-    levels = len(recipe.rates.target_bpp)
-    sizes = recipe.network.model_dump()
-    return NestedCodec(NestedShape(cut_channels=cut.channels, cut_stride=cut.stride, levels=levels, **sizes))
+class Training:
+    """State of one run: its task's networks and optimisers, progress, random numbers.
 
+    Args:
+        sampler: of the training pictures, seeded by the recipe, equal on all ranks.
+        make_task: called once with some normalised training crops.
+    """
 
-class NestedTraining:
-    """State of one run: weights, their moving average, optimiser, rate weights, progress, random numbers."""
-
-    def __init__(self, recipe: Recipe, classifier: Lite0, teacher: Teacher, pictures: Pictures, device: str) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        pictures: Pictures,
+        sampler: Sampler,
+        make_task: MakeTask,
+        device: str,
+        ranks: Ranks = ALONE,
+    ) -> None:
         torch.manual_seed(recipe.seed)
-        self.recipe, self.classifier, self.teacher, self.pictures = recipe, classifier, teacher, pictures
+        self.recipe, self.pictures, self.sampler, self.ranks = recipe, pictures, sampler, ranks
         self.device = torch.device(device)
-        self.sampler = CropSampler(pictures.training, recipe.data, recipe.seed)
-        codec = build_codec(recipe)
-        codec.decoder.feature_mean.copy_(teacher.feature_mean)
-        codec.decoder.feature_std.copy_(teacher.feature_std)
-        x = normalise(self.sampler.batch(recipe.crops[0].size_px, START_PICTURES), torch.device("cpu"))
-        if recipe.start == "principal":
-            start_from_principal_components(codec, x, recipe.rates.coarsest_step, recipe.rates.level_ratio)
-        else:
-            codec.fit_initial_gain(x)
-        # Nothing of it is trained, and in bf16 throughout it takes two thirds of the time under autocast.
-        self.task_network = deepcopy(classifier).to(torch.bfloat16).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.codec = codec.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.average = deepcopy(self.codec).requires_grad_(False)
-        self.optimisers = _build_optimisers(self.codec, recipe)
-        self.log_lmbda = torch.log(torch.tensor(recipe.rates.initial_lmbda))
+        start = sampler.batch(recipe.crops[0].size_px, START_PICTURES)
+        self.task = make_task(normalise(start, self.device, recipe.classifier))
         self.step = 0
         self.elapsed_s = 0.0
         self.skipped_steps = 0
+        if not ranks.is_first:
+            self._draw_apart()
+        self._loss = ranks.wrap(_Loss(self.task))
 
     @property
     def progress(self) -> float:
         """Share of the run that is done, by time."""
         return min(1.0, self.elapsed_s / (60 * self.recipe.minutes))
 
-    def state(self) -> dict[str, Any]:
-        """Everything that a checkpoint needs to go on exactly."""
-        return {
-            "recipe": self.recipe.model_dump(mode="json"),
-            "codec": self.codec.state_dict(),
-            "average": self.average.state_dict(),
-            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
-            "log_lmbda": self.log_lmbda.clone(),
-            "step": self.step,
-            "elapsed_s": self.elapsed_s,
-            "skipped_steps": self.skipped_steps,
-            "torch_random": torch.get_rng_state(),
-            "cuda_random": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
-            "crop_random": self.sampler.random.bit_generator.state,
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go back to a state that `state` gave."""
-        self.codec.load_state_dict(state["codec"])
-        self.average.load_state_dict(state["average"])
-        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(saved)
-        self.log_lmbda = state["log_lmbda"].clone()
-        self.step, self.elapsed_s = state["step"], state["elapsed_s"]
-        self.skipped_steps = state.get("skipped_steps", 0)
-        torch.set_rng_state(state["torch_random"])
-        if self.device.type == "cuda" and state.get("cuda_random") is not None:
-            torch.cuda.set_rng_state(state["cuda_random"], self.device)
-        self.sampler.random.bit_generator.state = state["crop_random"]
+    @property
+    def crop(self) -> CropRecipe:
+        """Size and number of the crops at this progress."""
+        return next(crop for crop in self.recipe.crops if self.progress <= crop.until)
 
     def train_step(self) -> dict[str, float]:
         """One step of the optimiser; returns the named parts of its loss."""
-        recipe, crop = self.recipe, self._crop_recipe()
-        weight = task_weight(self.progress, recipe.loss)
-        share = learning_rate_share(self.step, self.progress, recipe.optimiser)
-        share *= 1 + weight * (recipe.optimiser.task_share - 1)
-        for group in (group for optimiser in self.optimisers for group in optimiser.param_groups):
+        task, crop, recipe = self.task, self.crop, self.recipe
+        if task.advance(self.progress):
+            self._loss = self.ranks.wrap(_Loss(task))
+        share = task.learning_rate_share(self.step, self.progress)
+        for group in (group for optimiser in task.optimisers for group in optimiser.param_groups):
             group["lr"] = share * group["peak_lr"]
-        x = normalise(self.sampler.batch(crop.size_px, crop.batch), self.device)
-        targets = self.teacher.targets(x) if weight > 0 else self.teacher.cut_targets(x)
-        exit_index, level = self._draw_operating_points(crop.batch)
-        loss, parts = self._loss(x, targets, exit_index, level)
-        self.codec.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(self.codec.parameters(), recipe.optimiser.clip_norm)
+        x = normalise(self.sampler.batch(crop.size_px, crop.batch), self.device, recipe.classifier)
+        labels = labels_of(self.pictures, self.sampler.drawn).to(self.device)
+        loss, parts = self._loss(x, task.targets(x, labels, self.progress), self.progress)
+        task.network.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(task.network.parameters(), recipe.optimiser.clip_norm)
         if not torch.isfinite(norm):
             self.skipped_steps += 1
             if self.skipped_steps > MAX_SKIPPED_STEPS:
                 raise TrainingError(f"step {self.step}: the loss is not finite; last parts {parts}")
         else:
-            for optimiser in self.optimisers:
+            for optimiser in task.optimisers:
                 optimiser.step()
         self.step += 1
         self._update_average()
         return {**parts, "loss": float(loss.detach()), "gradient_norm": float(norm)}
 
-    def _crop_recipe(self) -> CropRecipe:
-        return next(crop for crop in self.recipe.crops if self.progress <= crop.until)
-
-    def _draw_operating_points(self, batch: int) -> tuple[Tensor, Tensor]:
-        """Exit index and level of each frame."""
-        exits, levels = len(self.codec.shape.depths), self.codec.shape.levels
-        exit_index = torch.randint(0, exits, (batch,))
-        exit_index[torch.rand(batch) < self.recipe.deepest_share] = exits - 1
-        level = torch.randint(0, levels, (batch,)).float()
-        continuous = torch.rand(batch) < CONTINUOUS_LEVEL_SHARE
-        level[continuous] = torch.rand(int(continuous.sum())) * (levels - 1)
-        return exit_index.to(self.device), level.to(self.device)
-
-    def _loss(self, x: Tensor, targets: Targets, exit_index: Tensor, level: Tensor) -> tuple[Tensor, dict[str, float]]:
-        codec, recipe = self.codec, self.recipe
-        autocast = torch.autocast(self.device.type, torch.bfloat16)
-        with autocast:
-            latents = torch.stack(codec.encoder.latents(x), dim=1)
-        latent = latents[torch.arange(len(x), device=self.device), exit_index].float()
-        scaled = latent * codec.gain(level)[:, :, None, None]
-        bits = codec.bits(scaled + torch.rand_like(scaled) - 0.5, exit_index, level)
-        bpp = bits / (x.shape[-2] * x.shape[-1])
-        rounded = scaled + (scaled.round() - scaled).detach()
-        inverse_gain, condition = codec.decoder_inputs(exit_index, level)
-        with autocast:
-            features = codec.decoder.standardised(rounded * inverse_gain[:, :, None, None], condition).float()
-        cut = cut_distortion(features, targets)
-        weight = task_weight(self.progress, recipe.loss)
-        distortion = (recipe.loss.cut + weight * (recipe.loss.cut_later - recipe.loss.cut)) * cut
-        parts = {"cut": float(cut.detach().mean()), "bpp": float(bpp.detach().mean())}
-        if weight > 0:
-            raw = features * codec.decoder.feature_std[:, None, None] + codec.decoder.feature_mean[:, None, None]
-            stages = self.task_network.stages(raw.to(torch.bfloat16), recipe.cut)
-            error, divergence = task_distortion(stages, targets, recipe.loss)
-            distortion = distortion + weight * (error + recipe.loss.kl * divergence)
-            parts |= {"stages": float(error.detach().mean()), "kl": float(divergence.detach().mean())}
-            self._adapt_lmbda(weight, bpp.detach(), exit_index, level)
-        lmbda = torch.exp(interpolate(self.log_lmbda[:, None].to(self.device), level))[:, 0]
-        rate_weight = recipe.rates.start_share + (1 - recipe.rates.start_share) * weight
-        return (distortion + rate_weight * lmbda * bpp).mean(), parts
-
-    def _adapt_lmbda(self, weight: float, bpp: Tensor, exit_index: Tensor, level: Tensor) -> None:
-        """Move each whole level's rate weight towards its target, judged by the deepest exit."""
-        deepest = exit_index == len(self.codec.shape.depths) - 1
-        for index, target in enumerate(self.recipe.rates.target_bpp):
-            chosen = deepest & (level == index)
-            if chosen.any():
-                error = math.log(max(float(bpp[chosen].mean()), 1e-4) / target)
-                if math.isfinite(error):  # else the step is left out anyway
-                    self.log_lmbda[index] += weight * self.recipe.rates.adaptation * max(-1.0, min(1.0, error))
-
     @torch.no_grad()
     def _update_average(self) -> None:
         decay = min(self.recipe.optimiser.ema_decay, (1 + self.step) / (10 + self.step))
-        averages, values = list(self.average.parameters()), list(self.codec.parameters())
-        torch._foreach_lerp_(averages, values, 1 - decay)
+        network, average = self.task.network, self.task.average
+        torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
+        for kept, current in zip(average.buffers(), network.buffers(), strict=True):
+            kept.copy_(current)
 
-    @torch.no_grad()
-    def validate(self, levels: list[float] | None = None) -> list[dict[str, float]]:
-        """Agreement, KL and estimated bpp of every depth at the given levels on held-out pictures, as in use."""
-        views = use_views(self.pictures.held_out, VALIDATION_PICTURES)
-        codec = self.average.eval()
-        points: dict[tuple[int, float], list[Tensor]] = {}
-        for start in range(0, len(views), VALIDATION_BATCH):
-            x = normalise(views[start : start + VALIDATION_BATCH, :, :, ::-1].copy(), self.device)
-            reference = self.teacher.targets(x).logits
-            latents = codec.encoder.latents(x)
-            for exit_index, depth in enumerate(codec.shape.depths):
-                for level in levels or [float(index) for index in range(codec.shape.levels)]:
-                    rows = self._validate_point(latents[exit_index], exit_index, level, reference)
-                    points.setdefault((depth, level), []).append(rows)
-        return [
-            dict(
-                zip(
-                    ("depth", "level", "agreement", "kl", "bpp"),
-                    (*key, *torch.cat(rows).mean(0).tolist()),
-                    strict=True,
-                )
-            )
-            for key, rows in points.items()
-        ]
+    # Saving and taking up
 
-    @torch.no_grad()
-    def _validate_point(self, latent: Tensor, exit_index: int, level: float, reference: Tensor) -> Tensor:
-        """Rows (B, 3): agrees, KL, bpp."""
-        codec = self.average
-        exits = torch.full((len(latent),), exit_index, device=latent.device)
-        levels = torch.full((len(latent),), level, device=latent.device)
-        symbols = torch.round(latent * codec.gain(levels)[:, :, None, None])
-        bpp = codec.bits(symbols, exits, levels) / (LATENT_STRIDE**2 * symbols.shape[-2] * symbols.shape[-1])
-        features = codec.decoder(symbols, *codec.decoder_inputs(exits, levels))
-        logits = self.task_network.classify(features.to(torch.bfloat16), self.recipe.cut).float()
-        divergence = (reference.softmax(1) * (reference.log_softmax(1) - logits.log_softmax(1))).sum(1)
-        return torch.stack([(logits.argmax(1) == reference.argmax(1)).float(), divergence, bpp], dim=1)
+    def state(self) -> dict[str, Any]:
+        """Everything that a checkpoint needs to go on exactly; all ranks must ask for it together."""
+        task = self.task
+        networks = {name: module.state_dict() for name, module in task.network.items()}
+        averages = {_average_key(name): module.state_dict() for name, module in task.average.items()}
+        random, *others = self.ranks.gather(self._random_state())
+        return {
+            "recipe": self.recipe.model_dump(mode="json"),
+            **networks,
+            **averages,
+            "optimisers": [optimiser.state_dict() for optimiser in task.optimisers],
+            **task.state(),
+            "step": self.step,
+            "elapsed_s": self.elapsed_s,
+            "skipped_steps": self.skipped_steps,
+            **random,
+            "other_ranks": others,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to a state that `state` gave."""
+        task = self.task
+        for name, module in task.network.items():
+            module.load_state_dict(state[name])
+        for name, module in task.average.items():
+            module.load_state_dict(state[_average_key(name)])
+        for optimiser, saved in zip(task.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
+        task.restore(state)
+        self.step, self.elapsed_s = state["step"], state["elapsed_s"]
+        self.skipped_steps = state.get("skipped_steps", 0)
+        others = state.get("other_ranks", [])
+        if self.ranks.is_first:
+            self._set_random_state(state)
+        elif self.ranks.rank <= len(others):
+            self._set_random_state(others[self.ranks.rank - 1])
+        else:  # there are more ranks than before
+            self._draw_apart()
+        self._loss = self.ranks.wrap(_Loss(task))
+
+    def start_from(self, state: dict[str, Any], path: Path) -> None:
+        """Begin with the averaged weights of another run; optimiser, schedule and random numbers stay new.
+
+        Raises:
+            TrainingError: the other run's networks have other sizes.
+        """
+        task = self.task
+        for name, module in task.network.items():
+            weights = state.get(_average_key(name))
+            try:
+                module.load_state_dict(weights if weights is not None else {})
+            except (RuntimeError, TypeError, AttributeError) as error:
+                reasons = str(error).strip().splitlines()
+                reason = reasons[-1].strip() if len(reasons) > 1 else "no weights of that name"
+                raise TrainingError(f"{path}: its {name} is not of this recipe's sizes ({reason[:200]})") from error
+            task.average[name].load_state_dict(module.state_dict())
+        task.take_over()
+        self._loss = self.ranks.wrap(_Loss(task))
+
+    def _random_state(self) -> dict[str, Any]:
+        is_cuda = self.device.type == "cuda"
+        return {
+            "torch_random": torch.get_rng_state(),
+            "cuda_random": torch.cuda.get_rng_state(self.device) if is_cuda else None,
+            "crop_random": self.sampler.random.bit_generator.state,
+        }
+
+    def _set_random_state(self, state: dict[str, Any]) -> None:
+        torch.set_rng_state(state["torch_random"])
+        if self.device.type == "cuda" and state.get("cuda_random") is not None:
+            torch.cuda.set_rng_state(state["cuda_random"], self.device)
+        self.sampler.random.bit_generator.state = state["crop_random"]
+
+    def _draw_apart(self) -> None:
+        """Crops and noise of this rank's own from here on."""
+        own = np.random.SeedSequence((self.recipe.seed, self.ranks.rank, self.step))
+        torch.manual_seed(int(own.generate_state(1)[0]))
+        self.sampler.random = np.random.default_rng(own)
 
 
-def learning_rate_share(step: int, progress: float, recipe: OptimiserRecipe) -> float:
-    """Share of the peak learning rates: linear warm-up over steps, cosine over the run."""
-    cosine = 0.5 * (1 + math.cos(math.pi * progress))
-    share = recipe.final_share + (1 - recipe.final_share) * cosine
-    return share * min(1.0, (step + 1) / (recipe.warmup_steps + 1))
+class _Loss(nn.Module):
+    """A task's loss as a module's forward pass: what DistributedDataParallel wraps."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.network = task.network
+        self._task = task
+
+    def forward(self, x: Tensor, targets: Any, progress: float) -> tuple[Tensor, dict[str, float]]:
+        return self._task.loss(x, targets, progress)
 
 
-def _build_optimisers(codec: NestedCodec, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """AdamW, and Muon for the blocks' matrices; weight decay on convolution weights alone.
+def _average_key(name: str) -> str:
+    return "average" if name == "codec" else f"average_{name}"
 
-    Gains and prior are logarithms that have to move by several units while the rate comes in; at the networks' learning
-    rate they lag behind and the rate weight winds up against them.
-    """
-    chosen = recipe.optimiser
-    blocks = [module for module in codec.modules() if isinstance(module, Block)]
-    matrices = [layer.weight for block in blocks for layer in (block.expand, block.project)]
-    operating = [codec.log_gain, codec.log_inverse_gain, codec.log_scale, codec.mean, codec.condition]
-    apart = {id(parameter) for parameter in operating}
-    optimisers: list[torch.optim.Optimizer] = []
-    if chosen.matrices == "muon":
-        apart |= {id(parameter) for parameter in matrices}
-        optimisers.append(Muon(matrices, chosen.muon_learning_rate, weight_decay=chosen.weight_decay))
-    others = [parameter for parameter in codec.parameters() if id(parameter) not in apart]
-    rate = chosen.learning_rate
-    groups = [
-        {"params": [p for p in others if p.ndim == 4], "lr": rate, "weight_decay": chosen.weight_decay},
-        {"params": [p for p in others if p.ndim != 4], "lr": rate, "weight_decay": 0.0},
-        {"params": operating, "lr": rate * chosen.operating_lr_factor, "weight_decay": 0.0},
-    ]
-    optimisers.append(torch.optim.AdamW(groups, betas=(0.9, 0.98)))
-    for group in (group for optimiser in optimisers for group in optimiser.param_groups):
-        group["peak_lr"] = group["lr"]
-    return optimisers
+
+class _RunLog:
+    """The run's `log.jsonl`, with watchers that see every line; ranks but the first write nothing."""
+
+    def __init__(self, path: Path, watchers: Sequence[Watcher], is_writing: bool) -> None:
+        self._file = path.open("a", encoding="utf-8") if is_writing else None
+        self._watchers = watchers if is_writing else ()
+
+    def step(self, training: Training, parts: dict[str, float], images_per_s: float) -> None:
+        left_s = 60 * training.recipe.minutes - training.elapsed_s
+        for watcher in self._watchers:
+            watcher.step(training.step, training.progress, left_s, images_per_s, parts)
+
+    def line(self, line: dict[str, Any]) -> None:
+        if self._file is not None:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        for watcher in self._watchers:
+            watcher.line(line)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        for watcher in self._watchers:
+            watcher.close()
 
 
 def run_training(
-    training: NestedTraining,
+    training: Training,
     folder: Path,
-    report: Report,
+    watchers: Sequence[Watcher],
     should_stop: Callable[[], bool],
     clock: Callable[[], float],
 ) -> None:
     """Train until the recipe's time is up or a stop is asked for; the state is saved either way.
 
-    At the end of its time the run is validated; a stop does not wait for that.
+    At the end of its time the run is finished and validated; a stop does not wait for that.
 
     Args:
         folder: gets `checkpoint.pt` and `log.jsonl`.
-        report: called with each line of the log.
+        watchers: told of each step and of each line of the log.
         clock: seconds, monotonic; the time of pauses between two runs does not count.
     """
-    checkpoint, recipe = folder / CHECKPOINT_FILE, training.recipe
+    recipe, ranks = training.recipe, training.ranks
+    log = _RunLog(folder / LOG_FILE, watchers, ranks.is_first)
     begun = clock() - training.elapsed_s
     saved_s = validated_s = training.elapsed_s
-    with (folder / LOG_FILE).open("a", encoding="utf-8") as log:
+    means = IntervalMeans()
 
-        def write(line: dict[str, Any]) -> None:
-            log.write(json.dumps(line) + "\n")
-            log.flush()
-            report(line)
+    def save() -> None:
+        state = training.state()
+        if ranks.is_first:
+            save_checkpoint(state, folder / CHECKPOINT_FILE)
 
-        while training.progress < 1 and not should_stop():
+    try:
+        stops = ranks.agree(0.0, should_stop())[1]
+        while training.progress < 1 and not stops:
+            images, before_s = training.crop.batch * ranks.count, training.elapsed_s
             parts = training.train_step()
-            training.elapsed_s = clock() - begun
-            if training.step % 50 == 0:
-                lmbda = [round(value, 4) for value in training.log_lmbda.exp().tolist()]
-                line: dict[str, Any] = {
-                    "step": training.step,
-                    "progress": training.progress,
-                    "steps_per_s": training.step / max(training.elapsed_s, 1e-9),
-                    "lmbda": lmbda,
-                }
-                write(line | {name: round(value, 5) for name, value in parts.items()})
+            training.elapsed_s, stops = ranks.agree(clock() - begun, should_stop())
+            means.add(parts, images, training.elapsed_s - before_s)
+            log.step(training, parts, means.images_per_s)
+            if training.step % LINE_STEPS == 0:
+                facts = training.task.facts()
+                log.line({"step": training.step, "progress": training.progress, **facts, **means.take()})
             if training.elapsed_s - saved_s > 60 * recipe.checkpoint_minutes:
-                save_checkpoint(training.state(), checkpoint)
+                save()
                 saved_s = training.elapsed_s
+                means.skip_time()
             if training.elapsed_s - validated_s > 60 * recipe.validate_minutes:
-                write({"step": training.step, "validation": training.validate()})
+                if ranks.is_first:
+                    log.line({"step": training.step, "validation": training.task.validate(training.pictures)})
                 validated_s = training.elapsed_s
-        save_checkpoint(training.state(), checkpoint)
-        ending = {"validation": training.validate()} if training.progress >= 1 else {"stopped": True}
-        write({"step": training.step, "elapsed_s": training.elapsed_s, **ending})
+                means.skip_time()
+        ending: dict[str, Any] = {"stopped": True}
+        try:
+            if training.progress >= 1:
+                ending = training.task.finish(training.pictures)
+        finally:  # what was trained is kept even where the end finds fault with it
+            save()
+        if training.progress >= 1 and ranks.is_first:
+            ending["validation"] = training.task.validate(training.pictures)
+        log.line({"step": training.step, "elapsed_s": training.elapsed_s, **ending})
+    finally:
+        log.close()
 
 
-def resume(training: NestedTraining, folder: Path) -> bool:
+def resume(training: Training, folder: Path) -> bool:
     """Take up the folder's checkpoint if there is one; says whether there was."""
     checkpoint = folder / CHECKPOINT_FILE
     if not checkpoint.exists():

@@ -95,6 +95,7 @@ class DataRecipe(RecipePart):
     """Pictures and how they are varied."""
 
     folders: tuple[str, ...] = Field(min_length=1)
+    labels: str | None = Field(None, description="CSV of file and label; else sub-folders named by classes label")
     min_area: float = Field(0.3, gt=0, le=1, description="smallest share of a picture that a crop covers")
     brightness: float = Field(0.2, ge=0, lt=1)
     contrast: float = Field(0.2, ge=0, lt=1)
@@ -115,18 +116,33 @@ class OptimiserRecipe(RecipePart):
     ema_decay: float = Field(0.999, ge=0, lt=1)
 
 
+class PaperRecipe(RecipePart):
+    """A network of the paper's family, for one rate and one complexity; the words of `pipeline.codec.paper`."""
+
+    network: Literal["paper", "entropic_student", "ablation_a", "ablation_b", "ablation_c"] = "paper"
+    depth: Depth = Field(4, description="N; no network but `paper` reads it")
+    lmbda: Positive = Field(1.28, description="weight of bpp in the loss")
+    classifier_training: Literal["fixed", "joint"] = "fixed"
+    schedule: Literal["single_stage", "two_stage"] = Field("single_stage", description="Eq. 2, or Eq. 1")
+    second_stage: float = Field(0.5, gt=0, lt=1, description="share of the run at which encoder and prior freeze")
+    start: Literal["scaled", "paper"] = Field("scaled", description="numbers of size one, or as published")
+    classifier_lr_factor: float = Field(0.1, gt=0, description="learning rate of a joint classifier over the codec's")
+
+
 class Recipe(RecipePart):
     """One training run."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="of the run and its folder")
-    family: Literal["nested"] = "nested"
-    classifier: Literal["efficientnet_lite0"] = "efficientnet_lite0"
+    family: Literal["nested", "paper"] = "nested"
+    classifier: Literal["efficientnet_lite0", "resnet50"] = "efficientnet_lite0"
+    classifier_weights: str | None = Field(None, description="state dict; resnet50 needs one")
     cut: Literal["input", "stride4", "stride8"] = "input"
     start: Literal["principal", "random"] = "principal"
     seed: int = 1
     minutes: float = Field(60, gt=0, description="length of the whole run; the schedule is fitted to it")
     deepest_share: float = Field(0.35, ge=0, le=1, description="of the frames that take the deepest exit")
     network: NetworkRecipe = NetworkRecipe()
+    paper: PaperRecipe = PaperRecipe()
     rates: RateRecipe = RateRecipe()
     loss: LossRecipe = LossRecipe()
     crops: tuple[CropRecipe, ...] = Field((CropRecipe(until=1.0, size_px=160, batch=32),), min_length=1)
@@ -140,6 +156,14 @@ class Recipe(RecipePart):
         ends = [crop.until for crop in self.crops]
         if ends != sorted(ends) or ends[-1] != 1.0:
             raise ValueError("crops must end in rising shares, the last one at 1.0")
+        return self
+
+    @model_validator(mode="after")
+    def _check_family(self) -> Recipe:
+        if self.family == "paper" and self.cut != "stride4":
+            raise ValueError("family paper needs cut: stride4, where its decoders end")
+        if self.classifier == "resnet50" and (self.family != "paper" or self.classifier_weights is None):
+            raise ValueError("classifier resnet50 needs family: paper and classifier_weights: FILE")
         return self
 
 
@@ -168,6 +192,14 @@ def load_recipe(path: Path) -> Recipe:
         if first["type"] == "extra_forbidden":
             problem = _unknown_key(first["loc"])
         raise ConfigError(path, key, problem) from error
+
+
+def complete_fields(fields: Any) -> Any:
+    """A checkpoint's recipe with the defaults of keys that came later; anything else as it is."""
+    try:
+        return Recipe.model_validate(fields).model_dump(mode="json")
+    except ValidationError:
+        return fields
 
 
 def _unknown_key(location: tuple[Any, ...]) -> str:

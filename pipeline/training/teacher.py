@@ -11,15 +11,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.codec.lite0 import Lite0
+from pipeline.codec.resnet import INPUT_MEAN_RGB, INPUT_STD_RGB, ResNet50
 from pipeline.training.losses import Targets
 
 INPUT_MEAN = 127.0
 INPUT_SCALE = 128.0
 
+Classifier = Lite0 | ResNet50
 
-def normalise(crops: NDArray[np.uint8], device: torch.device) -> Tensor:
-    """uint8 (B, H, W, 3) RGB to float (B, 3, H, W), (x - 127) / 128, channels last in memory."""
-    pixels = torch.from_numpy(crops).to(device).permute(0, 3, 1, 2).to(torch.float32)
+
+def normalise(
+    crops: NDArray[np.uint8] | Tensor, device: torch.device, classifier: str = "efficientnet_lite0"
+) -> Tensor:
+    """uint8 (B, H, W, 3) RGB to float (B, 3, H, W) as the classifier takes it, channels last in memory.
+
+    (x - 127) / 128 for EfficientNet-Lite0.
+    """
+    pixels = torch.as_tensor(crops).to(device).permute(0, 3, 1, 2).to(torch.float32)
+    if classifier == "resnet50":
+        mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (INPUT_MEAN_RGB, INPUT_STD_RGB))
+        return ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
     return ((pixels - INPUT_MEAN) / INPUT_SCALE).contiguous(memory_format=torch.channels_last)
 
 
@@ -32,7 +43,7 @@ class Engine(Protocol):
 class TorchEngine:
     """For GPUs, and where OpenVINO is not installed."""
 
-    def __init__(self, classifier: Lite0, cut: str) -> None:
+    def __init__(self, classifier: Classifier, cut: str) -> None:
         self._classifier, self._cut = classifier, cut
 
     @torch.no_grad()
@@ -44,7 +55,7 @@ class TorchEngine:
 class OpenVinoEngine:
     """On CPUs: many times faster than torch for this network's depthwise convolutions. One graph a crop size."""
 
-    def __init__(self, classifier: Lite0, cut: str, threads: int) -> None:
+    def __init__(self, classifier: Classifier, cut: str, threads: int) -> None:
         self._module = _WithStages(classifier, cut).eval()
         self._threads = threads
         self._compiled: dict[tuple[int, ...], object] = {}
@@ -70,7 +81,7 @@ class OpenVinoEngine:
 
 
 class _WithStages(torch.nn.Module):
-    def __init__(self, classifier: Lite0, cut: str) -> None:
+    def __init__(self, classifier: Classifier, cut: str) -> None:
         super().__init__()
         self.classifier, self.cut = classifier, cut
 
@@ -83,7 +94,7 @@ class Teacher:
     """Gives the targets of a batch, standardised by statistics of some training crops."""
 
     def __init__(self, engine: Engine, sample: Tensor, cut: str) -> None:
-        self._engine, self._cut = engine, cut
+        self.engine, self._cut = engine, cut
         features, stages = engine(sample)
         self.feature_mean = features.mean(dim=(0, 2, 3))
         self.feature_std = features.std(dim=(0, 2, 3)).clamp_min(1e-3)
@@ -91,12 +102,12 @@ class Teacher:
 
     def targets(self, x: Tensor) -> Targets:
         """Targets of normalised pictures (B, 3, H, W)."""
-        features, stages = self._engine(x)
+        features, stages = self.engine(x)
         return Targets(self._standardise(features), stages[:-1], self._variances, stages[-1])
 
     def cut_targets(self, x: Tensor) -> Targets:
         """Targets without stages and logits: at the cut `input` the classifier need not run for them."""
-        features = x if self._cut == "input" else self._engine(x)[0]
+        features = x if self._cut == "input" else self.engine(x)[0]
         return Targets(self._standardise(features), [], [], features.new_zeros(0))
 
     def _standardise(self, features: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from pipeline.codec.nested import (
     NestedShape,
     laplace_mass,
 )
-from pipeline.training.loop import build_codec
+from pipeline.training.nested_task import build_codec
 from pipeline.training.recipes import load_recipe
 
 DEEP = NestedShape(

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from pipeline.codec.lite0 import Lite0
 from pipeline.training.datasets import HELD_OUT_ONE_IN, CropSampler, Pictures, load_pictures
-from pipeline.training.loop import NestedTraining
+from pipeline.training.families import start_training
+from pipeline.training.loop import Training
 from pipeline.training.recipes import Recipe
 from pipeline.training.teacher import Teacher, TorchEngine, normalise
 
@@ -89,8 +90,6 @@ def teacher(classifier: Lite0, pictures: Pictures) -> Teacher:
 
 
 @pytest.fixture
-def make_training(
-    recipe: Recipe, classifier: Lite0, teacher: Teacher, pictures: Pictures
-) -> Callable[[], NestedTraining]:
+def make_training(recipe: Recipe, classifier: Lite0, teacher: Teacher, pictures: Pictures) -> Callable[[], Training]:
     """Runs that have not begun, all alike."""
-    return lambda: NestedTraining(recipe, classifier, teacher, pictures, "cpu")
+    return lambda: start_training(recipe, classifier, teacher, pictures, "cpu")

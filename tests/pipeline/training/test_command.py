@@ -19,7 +19,7 @@ from pipeline.bundle import load_bundle
 from pipeline.encoder import Encoder, OperatingPoint
 from pipeline.training import command
 from pipeline.training.checkpoint import load_checkpoint
-from pipeline.training.loop import CHECKPOINT_FILE, NestedTraining
+from pipeline.training.loop import CHECKPOINT_FILE, Training
 
 
 @pytest.fixture(autouse=True)
@@ -43,15 +43,15 @@ def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, signal.Signals
     """Have the process signalled after some steps."""
 
     def patch(steps: int, name: signal.Signals) -> None:
-        train_step = NestedTraining.train_step
+        train_step = Training.train_step
 
-        def watched(self: NestedTraining) -> dict[str, float]:
+        def watched(self: Training) -> dict[str, float]:
             parts = train_step(self)
             if self.step == steps:
                 os.kill(os.getpid(), name)
             return parts
 
-        monkeypatch.setattr(NestedTraining, "train_step", watched)
+        monkeypatch.setattr(Training, "train_step", watched)
 
     return patch
 
@@ -139,6 +139,22 @@ def test_train_into_a_file_says_so(recipe_file: Path, capsys: pytest.CaptureFixt
     assert "cannot be made" in capsys.readouterr().err
 
 
+def test_train_from_another_runs_weights(
+    recipe_file: Path,
+    tmp_path: Path,
+    stop_after: Callable[[int, signal.Signals], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stop_after(2, signal.SIGTERM)
+    assert train(recipe_file, "--out", str(tmp_path / "first")) == 0
+    weights = str(tmp_path / "first" / CHECKPOINT_FILE)
+    assert train(recipe_file, "--out", str(tmp_path / "second"), "--from", weights) == 0
+    assert f"starts from the weights of {weights}" in capsys.readouterr().err
+    assert load_checkpoint(tmp_path / "second" / CHECKPOINT_FILE)["step"] == 2
+    assert train(recipe_file, "--out", str(tmp_path / "second"), "--from", weights, "--resume") == 2
+    assert "give one of them" in capsys.readouterr().err
+
+
 # rac export
 
 
@@ -216,6 +232,16 @@ def test_export_takes_nothing_away(checkpoint: Path, tmp_path: Path, capsys: pyt
     assert export(checkpoint, checkpoint.parent) == 1
     assert CHECKPOINT_FILE in capsys.readouterr().err
     assert sorted(path.name for path in checkpoint.parent.iterdir()) == before
+
+
+def test_export_of_the_papers_family_says_that_it_cannot(
+    tmp_path: Path, recipe_fields: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    torch.save({"recipe": {**recipe_fields, "family": "paper", "cut": "stride4"}}, tmp_path / "paper.pt")
+    assert export(tmp_path / "paper.pt", tmp_path / "bundle") == 1
+    assert "family paper cannot be exported yet" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("state", [{}, {"recipe": {"name": "x"}}, {"recipe": [1]}])

@@ -173,3 +173,57 @@ def test_views_of_use_are_those_of_evaluation(pictures: Pictures) -> None:
     assert views.shape == (2, 224, 224, 3)
     np.testing.assert_array_equal(views[1], make_view(pictures.held_out[1], EVALUATION_VIEW))
     assert len(use_views(pictures.held_out)) == len(pictures.held_out)
+
+
+# Labels
+
+
+def label_pictures(folder: Path, into: Path, classes: tuple[str, ...]) -> None:
+    """The folder's pictures, in turn, in sub-folders."""
+    for index, file in enumerate(sorted(folder.iterdir())):
+        place = into / classes[index % len(classes)]
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, place / file.name)
+
+
+def test_sub_folders_named_by_classes_label_their_pictures(picture_folder: Path, tmp_path: Path) -> None:
+    label_pictures(picture_folder, tmp_path, ("7", "n01440764"))  # by index, and by WordNet id: class 0
+    found = load_pictures((str(tmp_path),))
+    assert found.training_labels is not None
+    assert found.held_out_labels is not None
+    assert len(found.training_labels) == len(found.training) == found.num_labelled
+    assert sorted([*found.training_labels, *found.held_out_labels]) == [0] * 12 + [7] * 12
+
+
+def test_folders_that_are_no_classes_give_no_labels(picture_folder: Path, tmp_path: Path) -> None:
+    label_pictures(picture_folder, tmp_path, ("7", "holidays"))
+    found = load_pictures((str(tmp_path),))
+    assert (found.training_labels, found.held_out_labels, found.num_labelled) == (None, None, 0)
+
+
+def test_csv_labels_some_pictures(picture_folder: Path, tmp_path: Path, pictures: Pictures) -> None:
+    names = [path.name for path in sorted(picture_folder.iterdir())]
+    (tmp_path / "labels.csv").write_text(f"file,label\n{names[0]},3\n{names[1]},\n{names[2]},n01440764\n")
+    found = load_pictures((str(picture_folder),), str(tmp_path / "labels.csv"))
+    assert found.training_labels is not None
+    assert found.held_out_labels is not None
+    together = [*found.training_labels, *found.held_out_labels]
+    assert sorted(label for label in together if label >= 0) == [0, 3]
+    assert len(together) == len(names)
+    assert fingerprints(found.held_out) == fingerprints(pictures.held_out)
+
+
+@pytest.mark.parametrize("content", [None, "file,label\na.png,no such class\n", "name,class\na.png,3\n", "\xff"])
+def test_labels_that_are_none_are_one_line(picture_folder: Path, tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "labels.csv").write_text(content, encoding="latin-1")
+    with pytest.raises(TrainingError, match=r"labels\.csv") as caught:
+        load_pictures((str(picture_folder),), str(tmp_path / "labels.csv"))
+    assert "\n" not in str(caught.value)
+
+
+def test_sampler_says_which_pictures_it_drew() -> None:
+    shades = [np.full((40, 40, 3), 10 * shade, np.uint8) for shade in range(5)]
+    sampler = CropSampler(shades, PLAIN, 1)
+    crops = sampler.batch(32, 6)
+    assert [int(crop.mean()) for crop in crops] == [10 * index for index in sampler.drawn]

@@ -11,7 +11,7 @@ from pipeline.codec.principal_start import start_from_principal_components
 from pipeline.encoder import round_with_dead_zone
 from pipeline.training.datasets import Pictures, use_views
 from pipeline.training.dead_zone import CANDIDATES, DeadZoneFit, choose_dead_zones, lean_towards_zero, try_dead_zones
-from pipeline.training.loop import build_codec
+from pipeline.training.nested_task import build_codec
 from pipeline.training.recipes import Recipe
 from pipeline.training.teacher import normalise
 

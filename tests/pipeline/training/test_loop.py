@@ -17,19 +17,20 @@ from pipeline.errors import TrainingError
 from pipeline.training import loop
 from pipeline.training.checkpoint import load_checkpoint
 from pipeline.training.datasets import Pictures
+from pipeline.training.families import start_training
 from pipeline.training.loop import (
     CHECKPOINT_FILE,
     LOG_FILE,
     MAX_SKIPPED_STEPS,
-    NestedTraining,
-    learning_rate_share,
+    Training,
     resume,
     run_training,
 )
 from pipeline.training.recipes import Recipe
+from pipeline.training.schedule import learning_rate_share
 from pipeline.training.teacher import Teacher
 
-MakeTraining = Callable[[], NestedTraining]
+MakeTraining = Callable[[], Training]
 STEPS = 12
 
 
@@ -39,7 +40,7 @@ def ticking(start: int = 0) -> Callable[[], float]:
     return lambda: next(ticks) / 64
 
 
-def recorded(training: NestedTraining) -> list[dict[str, float]]:
+def recorded(training: Training) -> list[dict[str, float]]:
     """What every step of the run gives, as it goes on."""
     losses: list[dict[str, float]] = []
     step = training.train_step
@@ -52,11 +53,11 @@ def recorded(training: NestedTraining) -> list[dict[str, float]]:
     return losses
 
 
-def train(training: NestedTraining, folder: Path, steps: int | None = None, start: int = 0) -> list[dict[str, float]]:
+def train(training: Training, folder: Path, steps: int | None = None, start: int = 0) -> list[dict[str, float]]:
     losses = recorded(training)
     folder.mkdir(exist_ok=True)
     stop = (lambda: len(losses) >= steps) if steps is not None else (lambda: False)
-    run_training(training, folder, lambda _: None, stop, ticking(start))
+    run_training(training, folder, (), stop, ticking(start))
     return losses
 
 
@@ -84,20 +85,20 @@ def test_run_ends_with_its_time_and_says_what_it_reached(make_training: MakeTrai
 def test_every_parameter_learns(make_training: MakeTraining, tmp_path: Path) -> None:
     """One that no gradient reaches would stay as it was drawn, and nobody would notice."""
     training = make_training()
-    before = {name: value.detach().clone() for name, value in training.codec.named_parameters()}
+    before = {name: value.detach().clone() for name, value in training.task.network["codec"].named_parameters()}
     train(training, tmp_path)
-    for name, value in training.codec.named_parameters():
+    for name, value in training.task.network["codec"].named_parameters():
         assert not torch.equal(value, before[name]), name
-        assert not torch.equal(dict(training.average.named_parameters())[name], before[name]), name
+        assert not torch.equal(dict(training.task.average["codec"].named_parameters())[name], before[name]), name
 
 
 def test_classifier_and_its_statistics_stay_as_they_are(make_training: MakeTraining, tmp_path: Path) -> None:
     training = make_training()
-    before = [value.clone() for value in training.classifier.state_dict().values()]
+    before = [value.clone() for value in training.task.classifier.state_dict().values()]
     train(training, tmp_path, steps=8)
-    assert all(map(torch.equal, before, training.classifier.state_dict().values()))
-    torch.testing.assert_close(training.codec.decoder.feature_mean, training.teacher.feature_mean)
-    torch.testing.assert_close(training.average.decoder.feature_std, training.teacher.feature_std)
+    assert all(map(torch.equal, before, training.task.classifier.state_dict().values()))
+    torch.testing.assert_close(training.task.network["codec"].decoder.feature_mean, training.task.teacher.feature_mean)
+    torch.testing.assert_close(training.task.average["codec"].decoder.feature_std, training.task.teacher.feature_std)
 
 
 def test_features_of_seen_pictures_come_closer(
@@ -109,7 +110,7 @@ def test_features_of_seen_pictures_come_closer(
 ) -> None:
     """The least that training must do: learn four crops by heart."""
     recipe_fields["optimiser"] = {"warmup_steps": 2, "learning_rate": 0.02}
-    training = NestedTraining(Recipe.model_validate(recipe_fields), classifier, teacher, pictures, "cpu")
+    training = start_training(Recipe.model_validate(recipe_fields), classifier, teacher, pictures, "cpu")
     crops = training.sampler.batch(32, 4)
     monkeypatch.setattr(training.sampler, "batch", lambda size_px, batch: crops)
     losses = [training.train_step()["cut"] for _ in range(60)]
@@ -130,9 +131,9 @@ def test_resumed_run_is_the_uninterrupted_one(make_training: MakeTraining, tmp_p
     # Another process, another clock.
     rest = train(second, tmp_path / "parts", start=64_000)
     assert [*first, *rest] == expected
-    for name, value in whole.average.state_dict().items():
-        assert torch.equal(second.average.state_dict()[name], value), name
-    assert torch.equal(second.log_lmbda, whole.log_lmbda)
+    for name, value in whole.task.average["codec"].state_dict().items():
+        assert torch.equal(second.task.average["codec"].state_dict()[name], value), name
+    assert torch.equal(second.task.log_lmbda, whole.task.log_lmbda)
 
 
 def test_validation_and_checkpoints_change_nothing(
@@ -151,7 +152,7 @@ def test_stop_request_saves_at_once(
 ) -> None:
     """Without the validation, which takes a minute on a slow machine."""
     training = make_training()
-    monkeypatch.setattr(training, "validate", lambda: pytest.fail("validated"))
+    monkeypatch.setattr(training.task, "validate", lambda _: pytest.fail("validated"))
     train(training, tmp_path, steps=3)
     state = load_checkpoint(tmp_path / CHECKPOINT_FILE)
     assert (state["step"], state["elapsed_s"]) == (3, 3 / 64)
@@ -224,9 +225,9 @@ def test_diverged_run_stops_and_says_where(make_training: MakeTraining, tmp_path
     training = make_training()
     resume(training, tmp_path)
     with torch.no_grad():
-        training.codec.log_gain.fill_(torch.nan)
+        training.task.network["codec"].log_gain.fill_(torch.nan)
     with pytest.raises(TrainingError, match=rf"step {MAX_SKIPPED_STEPS + 1}: the loss is not finite"):
-        run_training(training, tmp_path, lambda _: None, lambda: False, lambda: 0.0)
+        run_training(training, tmp_path, (), lambda: False, lambda: 0.0)
     # What was good is still there.
     assert torch.isfinite(load_checkpoint(tmp_path / CHECKPOINT_FILE)["codec"]["log_gain"]).all()
 
@@ -234,17 +235,17 @@ def test_diverged_run_stops_and_says_where(make_training: MakeTraining, tmp_path
 def test_single_bad_step_is_left_out(make_training: MakeTraining, monkeypatch: pytest.MonkeyPatch) -> None:
     training = make_training()
     training.train_step()
-    before = {name: value.clone() for name, value in training.codec.state_dict().items()}
-    right = training._loss
+    before = {name: value.clone() for name, value in training.task.network["codec"].state_dict().items()}
+    right = training.task._loss
 
     def wrong(*inputs: Any) -> tuple[Tensor, dict[str, float]]:
         loss, parts = right(*inputs)
         return loss * torch.nan, parts
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_loss", wrong)
+        patch.setattr(training.task, "_loss", wrong)
         training.train_step()
-    for name, value in training.codec.state_dict().items():
+    for name, value in training.task.network["codec"].state_dict().items():
         assert torch.equal(value, before[name]), name
     assert torch.isfinite(torch.tensor(training.train_step()["loss"]))
     assert training.skipped_steps == 1
@@ -262,7 +263,7 @@ def test_learning_rate_rises_then_falls_to_its_share(recipe: Recipe) -> None:
 
 def test_frames_draw_every_depth_and_level_and_the_deepest_most(make_training: MakeTraining) -> None:
     training = make_training()
-    exits, levels = training._draw_operating_points(2000)
+    exits, levels = training.task._draw_operating_points(2000)
     shares = torch.bincount(exits, minlength=2) / 2000
     expected = training.recipe.deepest_share + (1 - training.recipe.deepest_share) / 2
     assert shares[1].item() == pytest.approx(expected, abs=0.05)
@@ -275,23 +276,74 @@ def test_frames_draw_every_depth_and_level_and_the_deepest_most(make_training: M
 def test_rate_weight_moves_towards_its_target(make_training: MakeTraining) -> None:
     training = make_training()
     targets = training.recipe.rates.target_bpp
-    before = training.log_lmbda.clone()
+    before = training.task.log_lmbda.clone()
     bpp = torch.tensor([targets[0] * 2, targets[1] / 2, 99.0, 99.0])
     # Not judged: another depth, and a level in between.
-    training._adapt_lmbda(1.0, bpp, torch.tensor([1, 1, 0, 1]), torch.tensor([0.0, 1.0, 1.0, 0.5]))
-    assert training.log_lmbda[0] > before[0]
-    assert training.log_lmbda[1] < before[1]
+    training.task._adapt_lmbda(1.0, bpp, torch.tensor([1, 1, 0, 1]), torch.tensor([0.0, 1.0, 1.0, 0.5]))
+    assert training.task.log_lmbda[0] > before[0]
+    assert training.task.log_lmbda[1] < before[1]
 
 
 def test_rate_weight_ignores_a_rate_that_is_no_number(make_training: MakeTraining) -> None:
     training = make_training()
-    before = training.log_lmbda.clone()
-    training._adapt_lmbda(1.0, torch.tensor([torch.nan]), torch.tensor([1]), torch.tensor([0.0]))
-    assert torch.equal(training.log_lmbda, before)
+    before = training.task.log_lmbda.clone()
+    training.task._adapt_lmbda(1.0, torch.tensor([torch.nan]), torch.tensor([1]), torch.tensor([0.0]))
+    assert torch.equal(training.task.log_lmbda, before)
 
 
 def test_crops_follow_the_progress_of_the_run(make_training: MakeTraining) -> None:
     training = make_training()
-    assert training._crop_recipe().size_px == 32
+    assert training.crop.size_px == 32
     training.elapsed_s = 60 * training.recipe.minutes
-    assert training._crop_recipe().size_px == 64
+    assert training.crop.size_px == 64
+
+
+# Other checkpoints
+
+
+def test_checkpoint_of_before_a_key_was_added_goes_on(
+    recipe: Recipe, make_training: MakeTraining, tmp_path: Path
+) -> None:
+    """A run of hours survives an update that brings a key with a default."""
+    train(make_training(), tmp_path, steps=2)
+    state = load_checkpoint(tmp_path / CHECKPOINT_FILE)
+    for key in ("paper", "classifier_weights"):
+        del state["recipe"][key]
+    del state["other_ranks"]
+    torch.save(state, tmp_path / CHECKPOINT_FILE)
+    training = make_training()
+    assert resume(training, tmp_path)
+    assert training.step == 2
+
+
+def test_warm_start_takes_the_averaged_weights_and_begins_anew(make_training: MakeTraining, tmp_path: Path) -> None:
+    train(make_training(), tmp_path, steps=4)
+    state = load_checkpoint(tmp_path / CHECKPOINT_FILE)
+    training = make_training()
+    training.start_from({"average": state["average"]}, tmp_path / CHECKPOINT_FILE)
+    for network in (training.task.network, training.task.average):
+        for name, value in network["codec"].state_dict().items():
+            assert torch.equal(value, state["average"][name]), name
+    assert (training.step, training.elapsed_s) == (0, 0.0)
+    training.train_step()
+    assert not torch.equal(training.task.network["codec"].log_gain, state["average"]["log_gain"])
+
+
+@pytest.mark.parametrize("state", [{"average": {"log_gain": torch.zeros(9, 9)}}, {"average": 3}, {}], ids=str)
+def test_warm_start_of_other_sizes_is_one_line(
+    make_training: MakeTraining, tmp_path: Path, state: dict[str, Any]
+) -> None:
+    with pytest.raises(TrainingError, match=r"other\.pt: its codec is not of this recipe's sizes") as caught:
+        make_training().start_from(state, tmp_path / "other.pt")
+    assert "\n" not in str(caught.value)
+
+
+def test_log_holds_speed_and_means_of_its_interval(
+    recipe_fields: dict[str, Any], make_training: MakeTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "LINE_STEPS", 4)
+    losses = train(make_training(), tmp_path)
+    first = read_log(tmp_path)[0]
+    assert first["images_per_s"] == 4 * 64
+    assert first["loss"] == pytest.approx(sum(step["loss"] for step in losses[:4]) / 4, abs=1e-4)
+    assert len(first["lmbda"]) == 2

@@ -47,6 +47,7 @@ def test_recipe_comes_back_from_a_checkpoints_form(recipe: Recipe) -> None:
         ({"data": {"folders": ["a"], "min_aera": 0.4}}, "data.min_aera", "min_area"),
         ({"data": {"folder": ["a"]}}, "data.folder", "folders"),
         ({"network": {"chanels": 8}}, "network.chanels", "channels"),
+        ({"paper": {"lambda": 1}}, "paper.lambda", "lmbda"),
         ({"crops": [{"untill": 1.0, "size_px": 32}]}, "crops.0.untill", "until"),
     ],
 )
@@ -82,7 +83,11 @@ def test_unknown_key_names_the_nearest_right_one(
         ({"rates": {"target_bpp": [0.2, 0.1], "initial_lmbda": [1, 1]}}, "rates"),
         ({"loss": {"kl": -1}}, "loss.kl"),
         ({"optimiser": {"learning_rate": 0}}, "optimiser.learning_rate"),
-        ({"cut": "stride4"}, "cut"),
+        ({"cut": "stride16"}, "cut"),
+        ({"paper": {"network": "papers"}}, "paper.network"),
+        ({"paper": {"lmbda": 0}}, "paper.lmbda"),
+        ({"family": "paper", "cut": "stride8"}, ""),
+        ({"classifier": "resnet50"}, ""),
     ],
     ids=str,
 )

@@ -1,0 +1,224 @@
+"""The nested family's part of training: label-free distillation from the uncompressed classifier.
+
+    loss = weights . (cut features, later features, KL of the classes) + lambda(level) * bpp
+
+Every frame of a batch draws its own depth and level; the deepest exit gets a fixed share (the sandwich rule). The rate
+is measured on the latent with additive noise, the decoder sees it rounded, with the gradient passed straight through.
+"""
+
+from __future__ import annotations
+
+import math
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.codec.lite0 import CUTS, Lite0
+from pipeline.codec.nested import LATENT_STRIDE, Block, NestedCodec, NestedShape, interpolate
+from pipeline.codec.principal_start import start_from_principal_components
+from pipeline.training.datasets import Pictures, use_views
+from pipeline.training.losses import Targets, cut_distortion, task_distortion, task_weight
+from pipeline.training.muon import Muon
+from pipeline.training.ranks import ALONE, Ranks
+from pipeline.training.recipes import Recipe
+from pipeline.training.schedule import learning_rate_share
+from pipeline.training.task import Parts, divergence, set_peaks
+from pipeline.training.teacher import Teacher, normalise
+
+CONTINUOUS_LEVEL_SHARE = 0.4
+"""Of the frames that train on a level between two whole ones."""
+VALIDATION_PICTURES = 192
+VALIDATION_BATCH = 32
+
+
+def build_codec(recipe: Recipe) -> NestedCodec:
+    """An untrained codec of the recipe's sizes."""
+    cut = CUTS[recipe.cut]
+    levels = len(recipe.rates.target_bpp)
+    sizes = recipe.network.model_dump()
+    return NestedCodec(NestedShape(cut_channels=cut.channels, cut_stride=cut.stride, levels=levels, **sizes))
+
+
+class NestedTask:
+    """Networks, loss and rate weights of one run of the nested family.
+
+    Args:
+        x: normalised training crops, of which gains, or principal components, are found before the first step.
+    """
+
+    def __init__(
+        self, recipe: Recipe, classifier: Lite0, teacher: Teacher, x: Tensor, device: str, ranks: Ranks = ALONE
+    ) -> None:
+        self.recipe, self.classifier, self.teacher, self.ranks = recipe, classifier, teacher, ranks
+        self.device = torch.device(device)
+        codec = build_codec(recipe)
+        codec.decoder.feature_mean.copy_(teacher.feature_mean)
+        codec.decoder.feature_std.copy_(teacher.feature_std)
+        if recipe.start == "principal":
+            start_from_principal_components(codec, x.cpu(), recipe.rates.coarsest_step, recipe.rates.level_ratio)
+        else:
+            codec.fit_initial_gain(x.cpu())
+        # Nothing of it is trained, and in bf16 throughout it takes two thirds of the time under autocast.
+        self.task_network = deepcopy(classifier).to(torch.bfloat16).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.codec: NestedCodec = codec.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.averaged_codec = deepcopy(self.codec).requires_grad_(False)
+        self.network = nn.ModuleDict({"codec": self.codec})
+        self.average = nn.ModuleDict({"codec": self.averaged_codec})
+        self.optimisers = _build_optimisers(self.codec, recipe)
+        self.log_lmbda = torch.log(torch.tensor(recipe.rates.initial_lmbda))
+
+    def advance(self, progress: float) -> bool:
+        """One part from start to end."""
+        return False
+
+    def learning_rate_share(self, step: int, progress: float) -> float:
+        """Warm-up and cosine, lower once the classes are in the loss."""
+        optimiser, weight = self.recipe.optimiser, task_weight(progress, self.recipe.loss)
+        return learning_rate_share(step, progress, optimiser) * (1 + weight * (optimiser.task_share - 1))
+
+    def targets(self, x: Tensor, labels: Tensor, progress: float) -> Targets:
+        """What the uncompressed classifier gives; labels are not used."""
+        return self.teacher.targets(x) if task_weight(progress, self.recipe.loss) > 0 else self.teacher.cut_targets(x)
+
+    def facts(self) -> dict[str, Any]:
+        """The rate weight of each level."""
+        return {"lmbda": [round(value, 4) for value in self.log_lmbda.exp().tolist()]}
+
+    def take_over(self) -> None:
+        """Standardise features as the other run did: its decoder's numbers are in those units."""
+        decoder = self.codec.decoder
+        self.teacher.feature_mean, self.teacher.feature_std = decoder.feature_mean.clone(), decoder.feature_std.clone()
+
+    def finish(self, pictures: Pictures) -> dict[str, Any]:
+        """Nothing: tables are fitted to symbols at export."""
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """The rate weights."""
+        return {"log_lmbda": self.log_lmbda.clone()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Rate weights of a saved state."""
+        self.log_lmbda = state["log_lmbda"].clone()
+
+    def _draw_operating_points(self, batch: int) -> tuple[Tensor, Tensor]:
+        """Exit index and level of each frame."""
+        exits, levels = len(self.codec.shape.depths), self.codec.shape.levels
+        exit_index = torch.randint(0, exits, (batch,))
+        exit_index[torch.rand(batch) < self.recipe.deepest_share] = exits - 1
+        level = torch.randint(0, levels, (batch,)).float()
+        continuous = torch.rand(batch) < CONTINUOUS_LEVEL_SHARE
+        level[continuous] = torch.rand(int(continuous.sum())) * (levels - 1)
+        return exit_index.to(self.device), level.to(self.device)
+
+    def loss(self, x: Tensor, targets: Targets, progress: float) -> tuple[Tensor, Parts]:
+        """Mean loss of a batch, every frame at a depth and a level that are drawn here."""
+        exit_index, level = self._draw_operating_points(len(x))
+        return self._loss(x, targets, exit_index, level, task_weight(progress, self.recipe.loss))
+
+    def _loss(
+        self, x: Tensor, targets: Targets, exit_index: Tensor, level: Tensor, weight: float
+    ) -> tuple[Tensor, Parts]:
+        codec, recipe = self.codec, self.recipe
+        autocast = torch.autocast(self.device.type, torch.bfloat16)
+        with autocast:
+            latents = torch.stack(codec.encoder.latents(x), dim=1)
+        latent = latents[torch.arange(len(x), device=self.device), exit_index].float()
+        scaled = latent * codec.gain(level)[:, :, None, None]
+        bits = codec.bits(scaled + torch.rand_like(scaled) - 0.5, exit_index, level)
+        bpp = bits / (x.shape[-2] * x.shape[-1])
+        rounded = scaled + (scaled.round() - scaled).detach()
+        inverse_gain, condition = codec.decoder_inputs(exit_index, level)
+        with autocast:
+            features = codec.decoder.standardised(rounded * inverse_gain[:, :, None, None], condition).float()
+        cut = cut_distortion(features, targets)
+        distortion = (recipe.loss.cut + weight * (recipe.loss.cut_later - recipe.loss.cut)) * cut
+        parts = {"cut": float(cut.detach().mean()), "bpp": float(bpp.detach().mean())}
+        if weight > 0:
+            raw = features * codec.decoder.feature_std[:, None, None] + codec.decoder.feature_mean[:, None, None]
+            stages = self.task_network.stages(raw.to(torch.bfloat16), recipe.cut)
+            error, divergence = task_distortion(stages, targets, recipe.loss)
+            distortion = distortion + weight * (error + recipe.loss.kl * divergence)
+            parts |= {"stages": float(error.detach().mean()), "kl": float(divergence.detach().mean())}
+            self._adapt_lmbda(weight, bpp.detach(), exit_index, level)
+        lmbda = torch.exp(interpolate(self.log_lmbda[:, None].to(self.device), level))[:, 0]
+        rate_weight = recipe.rates.start_share + (1 - recipe.rates.start_share) * weight
+        return (distortion + rate_weight * lmbda * bpp).mean(), parts
+
+    def _adapt_lmbda(self, weight: float, bpp: Tensor, exit_index: Tensor, level: Tensor) -> None:
+        """Move each whole level's rate weight towards its target, judged by the deepest exit."""
+        deepest = exit_index == len(self.codec.shape.depths) - 1
+        for index, target in enumerate(self.recipe.rates.target_bpp):
+            chosen = deepest & (level == index)
+            if chosen.any():
+                error = math.log(max(float(bpp[chosen].mean()), 1e-4) / target)
+                if math.isfinite(error):  # else the step is left out anyway
+                    self.log_lmbda[index] += weight * self.recipe.rates.adaptation * max(-1.0, min(1.0, error))
+        if self.recipe.rates.adaptation > 0:
+            self.ranks.average(self.log_lmbda)
+
+    @torch.no_grad()
+    def validate(self, pictures: Pictures, levels: list[float] | None = None) -> list[Parts]:
+        """Agreement, KL and estimated bpp of every depth at the given levels on held-out pictures, as in use."""
+        views = use_views(pictures.held_out, VALIDATION_PICTURES)
+        codec = self.averaged_codec.eval()
+        points: dict[tuple[int, float], list[Tensor]] = {}
+        for start in range(0, len(views), VALIDATION_BATCH):
+            x = normalise(views[start : start + VALIDATION_BATCH, :, :, ::-1].copy(), self.device)
+            reference = self.teacher.targets(x).logits
+            latents = codec.encoder.latents(x)
+            for exit_index, depth in enumerate(codec.shape.depths):
+                for level in levels or [float(index) for index in range(codec.shape.levels)]:
+                    rows = self._validate_point(latents[exit_index], exit_index, level, reference)
+                    points.setdefault((depth, level), []).append(rows)
+        return [
+            dict(
+                zip(
+                    ("depth", "level", "agreement", "kl", "bpp"),
+                    (*key, *torch.cat(rows).mean(0).tolist()),
+                    strict=True,
+                )
+            )
+            for key, rows in points.items()
+        ]
+
+    @torch.no_grad()
+    def _validate_point(self, latent: Tensor, exit_index: int, level: float, reference: Tensor) -> Tensor:
+        """Rows (B, 3): agrees, KL, bpp."""
+        codec = self.averaged_codec
+        exits = torch.full((len(latent),), exit_index, device=latent.device)
+        levels = torch.full((len(latent),), level, device=latent.device)
+        symbols = torch.round(latent * codec.gain(levels)[:, :, None, None])
+        bpp = codec.bits(symbols, exits, levels) / (LATENT_STRIDE**2 * symbols.shape[-2] * symbols.shape[-1])
+        features = codec.decoder(symbols, *codec.decoder_inputs(exits, levels))
+        logits = self.task_network.classify(features.to(torch.bfloat16), self.recipe.cut).float()
+        agrees = (logits.argmax(1) == reference.argmax(1)).float()
+        return torch.stack([agrees, divergence(reference, logits), bpp], dim=1)
+
+
+def _build_optimisers(codec: NestedCodec, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """AdamW, and Muon for the blocks' matrices; weight decay on convolution weights alone.
+
+    Gains and prior are logarithms that have to move by several units while the rate comes in; at the networks' learning
+    rate they lag behind and the rate weight winds up against them.
+    """
+    chosen = recipe.optimiser
+    blocks = [module for module in codec.modules() if isinstance(module, Block)]
+    matrices = [layer.weight for block in blocks for layer in (block.expand, block.project)]
+    operating = [codec.log_gain, codec.log_inverse_gain, codec.log_scale, codec.mean, codec.condition]
+    apart = {id(parameter) for parameter in operating}
+    optimisers: list[torch.optim.Optimizer] = []
+    if chosen.matrices == "muon":
+        apart |= {id(parameter) for parameter in matrices}
+        optimisers.append(Muon(matrices, chosen.muon_learning_rate, weight_decay=chosen.weight_decay))
+    others = [parameter for parameter in codec.parameters() if id(parameter) not in apart]
+    rate = chosen.learning_rate
+    groups = [
+        {"params": [p for p in others if p.ndim == 4], "lr": rate, "weight_decay": chosen.weight_decay},
+        {"params": [p for p in others if p.ndim != 4], "lr": rate, "weight_decay": 0.0},
+        {"params": operating, "lr": rate * chosen.operating_lr_factor, "weight_decay": 0.0},
+    ]
+    optimisers.append(torch.optim.AdamW(groups, betas=(0.9, 0.98)))
+    return set_peaks(optimisers)

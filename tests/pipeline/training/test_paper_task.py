@@ -1,0 +1,188 @@
+"""The paper's family in the common loop: both losses, classifier fixed or joint, with labels or without."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from pipeline.codec.lite0 import Lite0
+from pipeline.errors import TrainingError
+from pipeline.training.checkpoint import load_checkpoint
+from pipeline.training.datasets import CropSampler, Pictures
+from pipeline.training.families import start_training
+from pipeline.training.loop import CHECKPOINT_FILE, LOG_FILE, Training, resume, run_training
+from pipeline.training.paper_task import PaperTask
+from pipeline.training.recipes import Recipe
+from pipeline.training.teacher import Teacher, TorchEngine, normalise
+
+MakePaper = Callable[..., Training]
+STEPS = 8
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="session")
+def paper_teacher(classifier: Lite0, pictures: Pictures) -> Teacher:
+    recipe = Recipe.model_validate({"name": "any", "data": {"folders": ["none"]}})
+    sample = CropSampler(pictures.training, recipe.data, 1).batch(64, 8)
+    return Teacher(TorchEngine(classifier, "stride4"), normalise(sample, CPU), "stride4")
+
+
+@pytest.fixture
+def labelled(pictures: Pictures) -> Pictures:
+    """Every second picture with a class."""
+    known = [np.where(np.arange(len(part)) % 2, 7, -1) for part in (pictures.training, pictures.held_out)]
+    return replace(pictures, training_labels=known[0].astype(np.int64), held_out_labels=known[1].astype(np.int64))
+
+
+@pytest.fixture
+def make_paper(
+    recipe_fields: dict[str, Any], classifier: Lite0, paper_teacher: Teacher, pictures: Pictures
+) -> MakePaper:
+    """Runs of eight steps of the paper's N = 0."""
+
+    def make(pictures: Pictures = pictures, **paper: Any) -> Training:
+        crops = [{"until": 1.0, "size_px": 64, "batch": 4}]
+        changed = {"family": "paper", "cut": "stride4", "minutes": STEPS / 64 / 60, "crops": crops}
+        recipe = Recipe.model_validate({**recipe_fields, **changed, "paper": {"depth": 0, **paper}})
+        return start_training(recipe, classifier, paper_teacher, pictures, "cpu")
+
+    return make
+
+
+def train(training: Training, folder: Path, steps: int = STEPS + 1, start: int = 0) -> None:
+    folder.mkdir(exist_ok=True)
+    ticks = count(start)
+    run_training(training, folder, (), lambda: training.step >= steps, lambda: next(ticks) / 64)
+
+
+def last_line(folder: Path) -> dict[str, Any]:
+    line: dict[str, Any] = json.loads((folder / LOG_FILE).read_text(encoding="utf-8").splitlines()[-1])
+    return line
+
+
+def weights(training: Training, name: str = "codec") -> dict[str, torch.Tensor]:
+    return {key: value.clone() for key, value in training.task.network[name].state_dict().items()}
+
+
+def batch_of(training: Training) -> torch.Tensor:
+    return normalise(training.sampler.batch(64, 4), CPU)
+
+
+# The losses
+
+
+def test_single_stage_loss_is_equation_2(make_paper: MakePaper, labelled: Pictures) -> None:
+    training = make_paper(labelled, lmbda=0.64)
+    task, x, labels = training.task, batch_of(training), torch.tensor([7, -1, 3, -1])
+    targets = task.targets(x, labels, 0.0)
+    torch.manual_seed(2)
+    loss, parts = task.loss(x, targets, 0.0)
+    torch.manual_seed(2)
+    codec = task.network["codec"]
+    features, bits = codec(x, "noise")
+    classifier = training.task.teacher.engine._classifier
+    points = [features, *classifier.stages(features, "stride4")[:3]]
+    truth = classifier.features(x, "stride4")
+    true_points = [truth, *classifier.stages(truth, "stride4")[:3]]
+    logits, true_logits = (classifier.classify(each, "stride4") for each in (features, truth))
+    error = sum(F.mse_loss(point, true) for point, true in zip(points, true_points, strict=True))
+    ce = F.cross_entropy(logits[[0, 2]], labels[[0, 2]])
+    kl = F.kl_div(logits.log_softmax(1), true_logits.log_softmax(1), reduction="batchmean", log_target=True)
+    expected = 0.5 * ce + 0.5 * kl + error + 0.64 * bits.mean() / 64**2
+    # The task computes in bf16.
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=0.03)
+    assert parts["ce"] == pytest.approx(float(ce.detach()), rel=0.05)
+    assert parts["bpp"] == pytest.approx(float(bits.mean().detach()) / 64**2, rel=0.03)
+
+
+def test_without_labels_cross_entropy_is_left_out(make_paper: MakePaper, pictures: Pictures) -> None:
+    training = make_paper(pictures)
+    assert set(training.train_step()) == {"bpp", "features", "kl", "loss", "gradient_norm"}
+
+
+def test_two_stages_first_features_and_rate_then_classes_alone(
+    make_paper: MakePaper, labelled: Pictures, tmp_path: Path
+) -> None:
+    training = make_paper(labelled, schedule="two_stage", network="entropic_student")
+    assert set(training.train_step()) == {"bpp", "features", "loss", "gradient_norm"}
+    training.elapsed_s = 0.6 * 60 * training.recipe.minutes
+    first = training.train_step()
+    assert "features" not in first
+    assert "kl" in first
+    before = weights(training)
+    training.train_step()
+    after = weights(training)
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"decoder"}
+
+
+# Whole runs
+
+
+def test_run_ends_with_fitted_and_checked_quantiles(make_paper: MakePaper, labelled: Pictures, tmp_path: Path) -> None:
+    training = make_paper(labelled)
+    before = weights(training)
+    train(training, tmp_path)
+    line = last_line(tmp_path)
+    assert line["coverage"] > 0.999
+    (point,) = line["validation"]
+    assert set(point) == {"depth", "agreement", "kl", "bpp", "top1"}
+    saved = load_checkpoint(tmp_path / CHECKPOINT_FILE)
+    codec = training.task.average["codec"]
+    codec.load_state_dict(saved["average"])
+    codec.prior.channel_probabilities()  # refuses quantiles that are not of these weights
+    learnt = weights(training)
+    same = {name for name in before if torch.equal(before[name], learnt[name])}
+    assert same == {"feature_mean", "feature_std", "prior.quantiles"}
+
+
+def test_prior_that_does_not_fit_is_an_error_that_keeps_the_run(
+    make_paper: MakePaper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: PaperTask, pictures: Pictures) -> dict[str, Any]:
+        raise TrainingError("the prior holds too little")
+
+    monkeypatch.setattr(PaperTask, "finish", refuse)
+    with pytest.raises(TrainingError, match="holds too little"):
+        train(make_paper(), tmp_path)
+    assert load_checkpoint(tmp_path / CHECKPOINT_FILE)["step"] == STEPS
+
+
+@pytest.mark.parametrize("paper", [{"schedule": "two_stage"}, {"classifier_training": "joint"}], ids=str)
+def test_resumed_run_is_the_uninterrupted_one(make_paper: MakePaper, tmp_path: Path, paper: dict[str, str]) -> None:
+    whole = make_paper(**paper)
+    train(whole, tmp_path / "whole")
+    train(make_paper(**paper), tmp_path / "parts", steps=5)
+    second = make_paper(**paper)
+    assert resume(second, tmp_path / "parts")
+    train(second, tmp_path / "parts", start=640)
+    for name, module in whole.task.average.items():
+        resumed = second.task.average[name].state_dict()
+        assert all(torch.equal(resumed[key], value) for key, value in module.state_dict().items())
+
+
+def test_joint_classifier_learns_behind_the_cut_and_the_teacher_does_not(
+    make_paper: MakePaper, classifier: Lite0, tmp_path: Path
+) -> None:
+    untouched = {name: value.clone() for name, value in classifier.state_dict().items()}
+    training = make_paper(classifier_training="joint")
+    training.train_step()
+    training.train_step()
+    learnt = weights(training, "classifier")
+    same = {name for name, value in untouched.items() if torch.equal(learnt[name], value)}
+    assert {name.split(".")[0] if "blocks" not in name else int(name.split(".")[1]) < 3 for name in same} == {
+        "stem",
+        True,
+    }
+    assert all(torch.equal(value, untouched[name]) for name, value in classifier.state_dict().items())
+    train(training, tmp_path, steps=training.step)
+    assert set(load_checkpoint(tmp_path / CHECKPOINT_FILE)) >= {"average", "classifier", "average_classifier"}
