@@ -2,7 +2,7 @@
 
     single stage (Eq. 2)   0.5 CE + 0.5 KL + sum of MSE at four points + lambda * bpp
     two stages (Eq. 1)     sums of squared errors at the four points over pixels + lambda * bpp; then, with encoder and
-                           prior frozen and symbols really rounded, 0.5 CE + 0.5 KL
+                           prior frozen and symbols really rounded, 0.5 CE + 0.5 KL; a joint classifier learns there
 
 The four points are the cut and the ends of the three stages behind it. Without labels CE is left out. The classifier
 stays fixed, or its part behind the cut is trained too (joint); the teacher is always the untouched one.
@@ -80,6 +80,8 @@ class PaperTask:
             self._fixed = deepcopy(classifier).to(torch.bfloat16)
         self.average = deepcopy(self.network).requires_grad_(False)
         self.optimisers = _build_optimisers(self.network, recipe)
+        if recipe.paper.schedule == "two_stage" and "classifier" in self.network:
+            self.network["classifier"].requires_grad_(False)  # the first stage's targets are its own features
 
     def advance(self, progress: float) -> bool:
         """At the second stage's share of the run, go on from the averaged weights with encoder and prior frozen."""
@@ -96,6 +98,8 @@ class PaperTask:
         codec = _codec(self.network)
         codec.encoder.requires_grad_(False)
         codec.prior.requires_grad_(False)
+        if "classifier" in self.network:
+            _free_tail(self.network["classifier"], self.recipe.cut)
 
     def learning_rate_share(self, step: int, progress: float) -> float:
         """Warm-up, and a cosine for each stage."""
@@ -227,9 +231,14 @@ def _feature_error(points: list[Tensor], targets: list[Tensor], pixels: int | No
 def _trainable(classifier: Classifier, cut: str) -> Classifier:
     """A copy whose part behind the cut learns; the part before it is not run."""
     copy = deepcopy(classifier).train().requires_grad_(False)
-    tail = Lite0Tail(copy, cut) if isinstance(copy, Lite0) else ResNet50Tail(copy)
-    tail.requires_grad_(True)
+    _free_tail(copy, cut)
     return copy
+
+
+def _free_tail(classifier: nn.Module, cut: str) -> None:
+    assert isinstance(classifier, Lite0 | ResNet50)
+    tail = Lite0Tail(classifier, cut) if isinstance(classifier, Lite0) else ResNet50Tail(classifier)
+    tail.requires_grad_(True)
 
 
 def _build_optimisers(network: nn.ModuleDict, recipe: Recipe) -> list[torch.optim.Optimizer]:

@@ -12,8 +12,9 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 SMOOTHING = 0.95
 """Share of the mean before in a running loss: about the last twenty steps."""
-SHOWN_LOSSES = 5
-"""As many fit beside the bar on a line of 120 characters."""
+BAR_WIDTH = 20
+FIXED_WIDTH, LOSS_WIDTH = 66, 18
+"""Characters of a line: step, bar, share, time left and speed; and one loss."""
 
 
 class IntervalMeans:
@@ -85,21 +86,24 @@ class Bar(Watcher):
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
             TextColumn("step {task.fields[step]}"),
-            BarColumn(),
+            BarColumn(BAR_WIDTH),
             TaskProgressColumn(),
             TextColumn("{task.fields[left]} left  {task.fields[images_per_s]:.1f} images/s  {task.fields[losses]}"),
             console=console,
         )
         self._bar = self._progress.add_task("", total=1.0, step=0, left="?", images_per_s=0.0, losses="")
-        self._running: dict[str, float] = {}
+        self._running: dict[str, float] = {"loss": 0.0}
+        self._begun = False
+        self._shown = max(1, (console.width - FIXED_WIDTH) // LOSS_WIDTH)
         self._progress.start()
 
     def step(self, step: int, progress: float, left_s: float, images_per_s: float, parts: dict[str, float]) -> None:
         """Move the bar."""
         for name, value in parts.items():
-            before = self._running.get(name, value)
+            before = self._running.get(name, value) if self._begun else value
             self._running[name] = before + (1 - SMOOTHING) * (value - before)
-        losses = "  ".join(f"{name} {value:.3f}" for name, value in list(self._running.items())[:SHOWN_LOSSES])
+        self._begun = True
+        losses = _format_numbers(dict(list(self._running.items())[: self._shown]))  # the whole loss first
         fields = {"step": step, "left": format_duration(left_s), "losses": losses}
         if images_per_s > 0:
             fields["images_per_s"] = images_per_s

@@ -43,8 +43,8 @@ class Ranks:
         return self.rank == 0
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """The module with its gradients averaged over all ranks."""
-        return module if self.count == 1 else DistributedDataParallel(module, find_unused_parameters=True)
+        """The module with its gradients averaged over all ranks; each of its parameters must be in every loss."""
+        return module if self.count == 1 else DistributedDataParallel(module)
 
     def agree(self, elapsed_s: float, stop: bool) -> tuple[float, bool]:
         """The longest time, and whether anyone was asked to stop: all ranks do the same next."""

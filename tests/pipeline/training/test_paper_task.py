@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.codec.lite0 import Lite0
+from pipeline.codec.resnet import ResNet50
 from pipeline.errors import TrainingError
 from pipeline.training.checkpoint import load_checkpoint
 from pipeline.training.datasets import CropSampler, Pictures
@@ -186,3 +187,33 @@ def test_joint_classifier_learns_behind_the_cut_and_the_teacher_does_not(
     assert all(torch.equal(value, untouched[name]) for name, value in classifier.state_dict().items())
     train(training, tmp_path, steps=training.step)
     assert set(load_checkpoint(tmp_path / CHECKPOINT_FILE)) >= {"average", "classifier", "average_classifier"}
+
+
+def test_joint_classifier_waits_for_the_second_stage(make_paper: MakePaper) -> None:
+    """In the first its own features are the targets: they would run away with it."""
+    training = make_paper(schedule="two_stage", classifier_training="joint")
+    before = weights(training, "classifier")
+    training.train_step()
+    assert all(torch.equal(value, before[name]) for name, value in weights(training, "classifier").items())
+    training.elapsed_s = 0.6 * 60 * training.recipe.minutes
+    training.train_step()
+    assert not torch.equal(weights(training, "classifier")["fc.weight"], before["fc.weight"])
+
+
+@pytest.mark.slow
+def test_joint_resnet_has_batch_statistics_of_its_own(recipe_fields: dict[str, Any], pictures: Pictures) -> None:
+    """The teacher stays in evaluation mode; the average follows the student's running statistics."""
+    torch.manual_seed(1)
+    classifier = ResNet50().eval().requires_grad_(False)
+    crops = [{"until": 1.0, "size_px": 64, "batch": 4}]
+    changed = {"family": "paper", "cut": "stride4", "classifier": "resnet50", "classifier_weights": "x", "crops": crops}
+    paper = {"depth": 0, "classifier_training": "joint"}
+    recipe = Recipe.model_validate({**recipe_fields, **changed, "paper": paper})
+    crop = CropSampler(pictures.training, recipe.data, 1).batch(64, 4)
+    teacher = Teacher(TorchEngine(classifier, "stride4"), normalise(crop, CPU, "resnet50"), "stride4")
+    training = start_training(recipe, classifier, teacher, pictures, "cpu")
+    training.train_step()
+    student, average = (network["classifier"] for network in (training.task.network, training.task.average))
+    assert not torch.equal(student.layer2[0].bn1.running_mean, torch.zeros(128))
+    assert torch.equal(average.layer2[0].bn1.running_mean, student.layer2[0].bn1.running_mean)
+    assert torch.equal(classifier.layer2[0].bn1.running_mean, torch.zeros(128))
