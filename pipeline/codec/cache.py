@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor, nn
 
 from pipeline.bundle import Bundle
-from pipeline.codec.classifier import load_classifier
+from pipeline.codec.classifier import classifier_sha256, load_classifier
 from pipeline.codec.graphs import export_cloud_graph, export_reference_graph, read_decoder
 from pipeline.errors import BundleError, BundleMismatchError
 from pipeline.inference import (
@@ -25,16 +23,6 @@ from pipeline.inference import (
     find_graphs,
     graphs_folder,
 )
-
-
-def classifier_sha256(classifier: nn.Module) -> str:
-    """Hash of a classifier's tensors, names and shapes included; what the manifest pins."""
-    digest = hashlib.sha256()
-    tensors: Iterable[tuple[str, Tensor]] = sorted(classifier.state_dict().items())
-    for name, tensor in tensors:
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def prepare_graphs(bundle: Bundle, root: Path, weights: Path | None = None) -> Path:
@@ -53,7 +41,7 @@ def prepare_graphs(bundle: Bundle, root: Path, weights: Path | None = None) -> P
         return found
     folder = graphs_folder(root, bundle.bundle_id, weights)
     classifier = load_classifier(bundle.manifest.classifier, weights)
-    if classifier_sha256(classifier) != bundle.manifest.classifier_sha256:
+    if classifier_sha256(bundle.manifest.classifier, weights) != bundle.manifest.classifier_sha256:
         raise BundleMismatchError(
             f"bundle {bundle.manifest.name} was trained with other {bundle.manifest.classifier} weights than these"
         )

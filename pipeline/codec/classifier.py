@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from pipeline.codec.lite0 import Lite0, load_lite0
 from pipeline.errors import BundleMismatchError
@@ -34,10 +39,38 @@ def load_classifier(name: str, weights: Path | None = None) -> Lite0:
     Raises:
         BundleMismatchError: unknown classifier, weights not installed, or a file that is not of it.
     """
-    if name != LITE0:
-        raise BundleMismatchError(f"unknown classifier {name}; known: {LITE0}")
-    file = weights if weights is not None else lite0_weights_file()
+    file = _weights_file(name, weights)
     try:
         return load_lite0(file)
     except Exception as error:  # torch raises many kinds for files that are not its own
         raise BundleMismatchError(f"{file}: no weights of {LITE0} ({type(error).__name__})") from error
+
+
+def classifier_sha256(name: str, weights: Path | None = None) -> str:
+    """Hash of a classifier's tensors as their file has them, names and shapes included; what a manifest pins.
+
+    Not of the network that is made from them: folding batch normalisation gives other last bits on another CPU.
+
+    Raises:
+        BundleMismatchError: as `load_classifier`.
+    """
+    file = _weights_file(name, weights)
+    try:
+        return tensors_sha256(torch.load(file, map_location="cpu", weights_only=True))
+    except Exception as error:  # torch raises many kinds for files that are not its own
+        raise BundleMismatchError(f"{file}: no weights of {name} ({type(error).__name__})") from error
+
+
+def tensors_sha256(state: Mapping[str, Tensor]) -> str:
+    """Hash of named tensors, whatever their order and layout in memory."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _weights_file(name: str, weights: Path | None) -> Path:
+    if name != LITE0:
+        raise BundleMismatchError(f"unknown classifier {name}; known: {LITE0}")
+    return weights if weights is not None else lite0_weights_file()

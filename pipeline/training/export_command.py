@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.bundle import BUNDLE_NAME, Bundle, Measured, MeasuredPoint, check_target
-from pipeline.codec.cache import classifier_sha256, prepare_graphs
-from pipeline.codec.classifier import load_classifier
+from pipeline.codec.cache import prepare_graphs
+from pipeline.codec.classifier import classifier_sha256, load_classifier
 from pipeline.codec.export import BundleFacts, export_bundle, seal_measured
 from pipeline.codec.nested import NestedCodec
 from pipeline.decoding import BatchDecoder
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     facts = BundleFacts(
         name=args.name,
         classifier=recipe.classifier,
-        classifier_sha256=classifier_sha256(load_classifier(recipe.classifier)),
+        classifier_sha256=classifier_sha256(recipe.classifier),
         cut=recipe.cut,
         training={
             "recipe": recipe.name,

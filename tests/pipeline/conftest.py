@@ -123,12 +123,11 @@ def tiny_folder(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """The tiny codec's bundle; read only, to be copied before it is changed."""
-    from pipeline.codec.cache import classifier_sha256
-    from pipeline.codec.classifier import LITE0
+    from pipeline.codec.classifier import LITE0, classifier_sha256
     from pipeline.codec.export import BundleFacts, export_bundle
 
     folder = tmp_path_factory.mktemp("bundles") / "tiny"
-    facts = BundleFacts("tiny", LITE0, classifier_sha256(classifier), "stride8", {"recipe": "none", "steps": 0})
+    facts = BundleFacts("tiny", LITE0, classifier_sha256(LITE0), "stride8", {"recipe": "none", "steps": 0})
     export_bundle(tiny_codec, facts, views, folder)
     return folder
 

@@ -56,5 +56,5 @@ def test_openvino_gives_torchs_targets(classifier: Lite0, x: Tensor) -> None:
     engine = OpenVinoEngine(classifier, "stride8", 1)
     found, found_stages = engine(x)
     for expected, other in zip([features, *stages], [found, *found_stages], strict=True):
-        assert (expected - other).abs().max() < 0.05 * expected.abs().max()
+        assert (expected - other).norm() < 0.1 * expected.norm()
     assert engine(x[:2])[0].shape == (2, 40, 8, 8)
