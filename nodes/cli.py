@@ -83,7 +83,7 @@ def cloud_main(argv: Sequence[str] | None = None) -> int:
             return _approve(config, arguments)
         return int(import_module("nodes.cloud_command").run(config, _run_options(config, stop, arguments)))
 
-    return _guard("rac-cloud", lambda: _under_stop(run))
+    return _guard("rac-cloud", lambda: _under_stop(run, takes_reloads=True))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -139,8 +139,8 @@ def host_name() -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", socket.gethostname())[:64].strip("-.") or "node"
 
 
-def _under_stop(run: Callable[[StopRequest], int]) -> int:
-    with StopRequest() as stop:
+def _under_stop(run: Callable[[StopRequest], int], *, takes_reloads: bool = False) -> int:
+    with StopRequest(takes_reloads=takes_reloads) as stop:
         return run(stop)
 
 
