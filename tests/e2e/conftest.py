@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.balance import RECOVERIES
 from tests.e2e.programs import Program
 
 START_WITH = ("--bind", "tcp://127.0.0.1:0", "--metrics-port", "0", "--workers", "2")
@@ -17,6 +18,14 @@ START_WITH = ("--bind", "tcp://127.0.0.1:0", "--metrics-port", "0", "--workers",
 BATCH_TIMEOUT_S = "4"
 
 Start = Callable[..., Program]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What the fault tests measured: the figures of "What happens when" in the README."""
+    if RECOVERIES.lines:
+        terminalreporter.section("recovery")
+        for line in RECOVERIES.lines:
+            terminalreporter.line(line)
 
 
 @pytest.fixture(scope="session", autouse=True)

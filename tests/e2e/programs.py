@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -47,6 +48,7 @@ class Program:
     """One running program with `--json`, in a group of its own, as a terminal starts it.
 
     Attributes:
+        name: of the program.
         events: every line of standard output so far.
     """
 
@@ -58,7 +60,8 @@ class Program:
             settings: environment of the program, such as RAC_DRAIN_S.
         """
         self.events: list[Event] = []
-        self._name = program
+        self.name = program
+        self._moments_s: list[float] = []
         self._log = log
         self._changed = threading.Condition()
         self._has_ended = False
@@ -104,6 +107,16 @@ class Program:
             events = list(self.events)
         return [line for line in events if line["event"] == event and facts.items() <= line.items()]
 
+    def moments_of(self, event: str, since_s: float = 0.0, **facts: object) -> list[float]:
+        """When events of a kind were read, after a moment; both as `time.monotonic` has it."""
+        with self._changed:
+            pairs = list(zip(self.events, self._moments_s, strict=True))
+        return [
+            moment
+            for line, moment in pairs
+            if moment > since_s and line["event"] == event and facts.items() <= line.items()
+        ]
+
     def wait_for(self, is_met: Callable[[], bool], what: str = "") -> None:
         """Wait for a condition on the events; it is looked at whenever one came."""
         limit_s = time.monotonic() + PATIENCE_S
@@ -111,7 +124,7 @@ class Program:
             while not is_met():
                 left_s = limit_s - time.monotonic()
                 if self._has_ended or left_s <= 0:
-                    raise AssertionError(f"{self._name}: not {what or is_met}: {self.events[-5:]} {self.errors}")
+                    raise AssertionError(f"{self.name}: not {what or is_met}: {self.events[-5:]} {self.errors}")
                 self._changed.wait(min(left_s, 0.2))
 
     def wait_event(self, event: str, count: int = 1, **facts: object) -> Event:
@@ -131,6 +144,16 @@ class Program:
             for family in text_string_to_metric_families(text)
             for sample in family.samples
         }
+
+    def readiness(self) -> tuple[int, str]:
+        """Status and text of /readyz."""
+        url = self.get("start")[0]["metrics"].removesuffix("/metrics") + "/readyz"
+        try:
+            with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
 
     def wait_metrics(self, is_met: Callable[[Mapping[Series, float]], bool]) -> Mapping[Series, float]:
         """Scrape, ten times a second, until a condition is met."""
@@ -171,7 +194,7 @@ class Program:
         self.send_signal(number, group=group)
         self.process.wait(PATIENCE_S)
         took_s = time.monotonic() - begun_s
-        assert took_s < within_s, f"{self._name} took {took_s:.2f} s to end"
+        assert took_s < within_s, f"{self.name} took {took_s:.2f} s to end"
         return self.check_end(children)
 
     def check_end(self, children: list[int] | None = None) -> Event:
@@ -190,6 +213,7 @@ class Program:
         for line in self.process.stdout:
             with self._changed:
                 self.events.append(json.loads(line))
+                self._moments_s.append(time.monotonic())
                 self._changed.notify_all()
         with self._changed:
             self._has_ended = True
