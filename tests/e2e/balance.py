@@ -65,7 +65,7 @@ def resident_bytes(pid: int) -> int:
 def num_descriptors(pid: int) -> int:
     """Open files of a process; 0 when it is gone."""
     try:
-        return len(os.listdir(f"/proc/{pid}/fd"))
+        return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
     except OSError:
         return 0
 
