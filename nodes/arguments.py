@@ -82,7 +82,18 @@ def node_parser() -> OneLineParser:
         help="index, file, folder, labelled folder or CSV, rtsp:// or http:// URL, or test: (repeatable)",
     )
     parser.add_key("--cloud", "cloud.endpoints", action="append", metavar="tcp://HOST:PORT", help="repeatable")
-    parser.add_key("--name", "name", help="name of this node; default: the host's")
+    parser.add_key("--name", "name", help="name of this node; default: the host's; with keys, the key's")
+    parser.add_key("--key", "security.key", metavar="FILE", help="this node's secret key: rac keys node NAME")
+    parser.add_key(
+        "--cloud-key",
+        "security.cloud_keys",
+        action="append",
+        metavar="FILE_OR_KEY",
+        help="public key of the cloud; one, or one for each --cloud",
+    )
+    parser.add_key(
+        "--insecure", "security.insecure", action="store_true", help="send frames to other machines in the clear"
+    )
     parser.add_key("--bundle", "codec.bundle", help="name, folder or zip of the bundle")
     parser.add_key("--budget-ms", "codec.budget_ms", help="time from camera array to bytes for a frame")
     parser.add_key("--depth", "codec.depth", help="encoder depth, or auto: what fits the budget")
@@ -108,6 +119,16 @@ def cloud_parser() -> OneLineParser:
         epilog="example:\n  rac-cloud --workers 4 --results jsonl:results.jsonl",
     )
     parser.add_key("--bind", "link.bind", metavar="tcp://HOST:PORT", help="where nodes connect")
+    parser.add_key("--key", "security.key", metavar="FILE", help="this cloud's secret key: rac keys server")
+    parser.add_key(
+        "--allowed",
+        "security.allowed",
+        metavar="PATH",
+        help="public keys of the nodes that may connect: a file or a folder; read again when it changes",
+    )
+    parser.add_key(
+        "--insecure", "security.insecure", action="store_true", help="let other machines connect without keys"
+    )
     parser.add_key("--workers", "pool.workers", help="worker processes")
     parser.add_key("--bundle", "bundles", action="append", help="bundle that nodes may use; may be repeated")
     parser.add_key("--engine", "engine.name", help="auto, openvino or onnxruntime")
@@ -134,6 +155,8 @@ def rac_parser() -> OneLineParser:
 
 def _add_common(parser: OneLineParser) -> None:
     parser.add_key("--metrics-port", "metrics.port", help="port of /metrics; default: the next free one")
+    parser.add_key("--metrics-host", "metrics.host", help="address of /metrics; beyond this machine it wants a token")
+    parser.add_key("--metrics-token", "metrics.token", help="what a scrape must carry; better as RAC_METRICS__TOKEN")
     parser.add_key("--log-level", "log.level", help="debug, info, warning or error")
     parser.add_key("--log-format", "log.format", help="text or json")
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of the keys")
@@ -194,6 +217,17 @@ def _add_bundle(parser: OneLineParser) -> None:
     parser.add_argument("bundle", nargs="?", default="default", help="name, folder or zip (default)")
 
 
+def _add_keys(parser: OneLineParser) -> None:
+    parser.add_argument(
+        "action",
+        choices=("server", "node", "public"),
+        help="make the cloud's pair, make a node's pair, or print the public key of a file",
+    )
+    parser.add_argument("name", nargs="?", help="what the node is called, or the file")
+    parser.add_argument("--out", metavar="FOLDER", help="default: keys for the cloud's pair, keys/nodes for a node's")
+    parser.add_argument("--replace", action="store_true", help="overwrite a pair that is there: it is gone for good")
+
+
 def _add_doctor(parser: OneLineParser) -> None:
     parser.add_argument("--bundle", default="default", help="name, folder or zip of the bundle to verify")
 
@@ -221,6 +255,7 @@ SUBCOMMANDS: Final[Mapping[str, Subcommand]] = {
     "export": Subcommand("pipeline.training.export_command", "make a bundle from a checkpoint", _add_export),
     "bench": Subcommand("pipeline.bench.command", "what each stage costs on this machine", _add_bench),
     "bundle": Subcommand("nodes.bundle_command", "look into a bundle or verify it", _add_bundle),
+    "keys": Subcommand("nodes.keys_command", "make the keys with which cloud and nodes trust one another", _add_keys),
     "doctor": Subcommand("nodes.doctor", "say what is wrong with this machine", _add_doctor),
 }
 

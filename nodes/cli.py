@@ -125,7 +125,7 @@ def _guard(program: str, run: Callable[[], int]) -> int:
 
 
 def _complain(program: str, text: str, code: int) -> int:
-    from nodes.sources import mask_credentials
+    from pipeline.masking import mask_credentials
 
     print(f"{program}: {mask_credentials(' '.join(text.split()))}", file=sys.stderr)
     return code
@@ -164,8 +164,8 @@ def _layers(arguments: argparse.Namespace) -> tuple[Path | None, Mapping[str, st
 
 def _approve(config: NodeConfig | CloudConfig, arguments: argparse.Namespace, remark: str = "") -> int:
     if arguments.json:
-        from nodes.sources import mask_credentials
         from pipeline.config_files import describe
+        from pipeline.masking import mask_credentials
 
         print(mask_credentials(json.dumps({"ok": True, "config": describe(config)})))
     else:

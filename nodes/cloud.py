@@ -19,6 +19,7 @@ import zmq
 from nodes.frontdoor import FrontDoor
 from nodes.pool import BatchDone, PoolEvent, SlotState, WorkerLost, WorkerPool, WorkerReady
 from nodes.worker import BatchJob
+from pipeline.admission import Admission, Refusal
 from pipeline.batching import Batch, Batcher
 from pipeline.cloud_actions import Answer, CloudAction, FrameArrived, SendTo, SessionClosed, SessionOpened
 from pipeline.cloud_ledger import CloudLedger
@@ -106,15 +107,18 @@ class CloudFront:
         watcher: CloudWatcher,
         max_age_ns: int | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
+        admission: Admission | None = None,
     ) -> None:
         """Join the parts.
 
         Args:
+            admission: who is heard, and how much; by default everybody, within wide limits.
             class_names: of every index that a worker may answer with.
             max_age_ns: beyond which a frame is not tried a second time; the batcher has the same for the first.
         """
         self.door, self.sessions, self.batcher, self.pool = door, sessions, batcher, pool
         self.ledger = CloudLedger()
+        self._admission = admission or Admission()
         self._class_names = class_names
         self._watcher = watcher
         self._max_age_ns = max_age_ns
@@ -148,6 +152,8 @@ class CloudFront:
         now_ns = self._clock()
         if now_ns >= self._next_tick_ns:
             self._next_tick_ns = now_ns + SESSION_TICK_NS
+            for connection in self._admission.revoked():
+                self._perform(self.sessions.revoke(connection, "the key of this node is no longer allowed"))
             self._perform(self.sessions.tick(now_ns))
         self._watcher.idle(now_ns)
 
@@ -176,12 +182,24 @@ class CloudFront:
 
     def _receive(self, routing_id: bytes, parts: list[bytes]) -> None:
         now_ns = self._clock()
+        refusal = self._admission.weigh(routing_id, sum(map(len, parts)), now_ns)
+        if refusal is not None:
+            self._refuse(routing_id, refusal)
+            return
         try:
             message = parse(parts)
         except WireError as error:
             self._perform(self.sessions.malformed(routing_id, error))
             return
-        self._perform(self.sessions.receive(routing_id, message, now_ns))
+        admitted = self._admission.admit(routing_id, message, now_ns)
+        if isinstance(admitted, Refusal):
+            self._refuse(routing_id, admitted)
+        else:
+            self._perform(self.sessions.receive(routing_id, admitted, now_ns))
+
+    def _refuse(self, routing_id: bytes, refusal: Refusal) -> None:
+        if refusal.code is not None:
+            self._perform(self.sessions.turn_away(routing_id, refusal.code, refusal.text))
 
     def _perform(self, actions: Sequence[CloudAction]) -> None:
         for action in actions:
@@ -191,6 +209,7 @@ class CloudFront:
                 case FrameArrived():
                     self._accept(action)
                 case SessionOpened() | SessionClosed():
+                    self._admission.note(action, self._clock())
                     self._watcher.session_changed(action)
                 case _:
                     pass  # bundles are not delivered over the link: nodes bring their own

@@ -16,6 +16,7 @@ from typing import Any
 import zmq
 from rich.console import Console
 
+from nodes.authenticator import Authenticator
 from nodes.bundles import load_configured
 from nodes.cloud import CloudFront
 from nodes.cloud_console import CloudConsole, SinkWatcher
@@ -27,9 +28,13 @@ from nodes.metrics_server import Health, start_metrics_server
 from nodes.pool import WorkerPool
 from nodes.preparation import prepare_in_process
 from nodes.results import ResultSink, open_sink
+from nodes.security import authenticator, cloud_reminder, load_cloud_key
+from nodes.security_metrics import SecurityMetrics
 from nodes.version import version
 from nodes.watchers import Watchers
 from nodes.worker import ServedBundle, WorkerSpec
+from pipeline.admission import Admission
+from pipeline.authorisation import NamedKey
 from pipeline.batching import Batcher, BatcherSettings
 from pipeline.bundle import Bundle, find_bundle
 from pipeline.classes import load_classes
@@ -39,6 +44,8 @@ from pipeline.config import CloudConfig
 from pipeline.config_files import is_given
 from pipeline.errors import ConfigError
 from pipeline.inference import choose_engine
+from pipeline.node_limits import LimitSettings
+from pipeline.wire import MAX_MESSAGE_BYTES
 
 NS_PER_S = 1_000_000_000
 NS_PER_MS = 1_000_000
@@ -50,15 +57,18 @@ logger = logging.getLogger("rac.cloud")
 
 def run(config: CloudConfig, options: RunOptions) -> int:
     """Entry of the command; returns the exit code."""
+    secret = load_cloud_key(config)
     bundles = {name: load_configured(name, "configuration", "bundles") for name in config.bundles}
     weights = _find_weights(config)
     with ExitStack() as opened:
         sinks = [opened.enter_context(_sink(text)) for text in config.results]
-        door = opened.enter_context(_door(config))
+        context = opened.enter_context(zmq.Context())
+        guard = opened.enter_context(authenticator(config, context, lambda: options.stop.reloads))
+        door = opened.enter_context(_door(config, context, secret))
         spec = _worker_spec(config, bundles, weights, options)
         if spec is None:  # stopped while the graphs were made
             return EXIT_OK
-        return _serve(config, options, list(bundles.values()), spec, sinks, door)
+        return _serve(config, options, list(bundles.values()), spec, sinks, door, guard)
 
 
 def _serve(
@@ -68,11 +78,18 @@ def _serve(
     spec: WorkerSpec,
     sinks: list[ResultSink],
     door: FrontDoor,
+    guard: Authenticator | None,
 ) -> int:
     """Join the parts, serve, say how it ended."""
     exporter = Exporter("cloud", _known_labels(config, bundles), max_cameras=config.metrics.max_cameras)
     health = Health()
-    metrics = CloudMetrics(exporter, health, version(), sinks, every_second=options.log.flush_repeats)
+    security = SecurityMetrics(exporter, cloud_reminder(config), guard)
+
+    def every_second() -> None:
+        options.log.flush_repeats()
+        security.publish()
+
+    metrics = CloudMetrics(exporter, health, version(), sinks, every_second=every_second)
     for bundle in bundles:
         exporter.inform("rac_cloud_bundle_info", bundle.short_id, bundle.manifest.classifier)
         exporter.set("rac_cloud_bundle_loaded_timestamp_seconds", time.time(), bundle.short_id)
@@ -100,6 +117,7 @@ def _serve(
         class_names=load_classes().names,
         watcher=Watchers([lines, metrics, SinkWatcher(sinks)]),
         max_age_ns=batcher_settings.max_age_ns,
+        admission=Admission(_limit_settings(config), guard.allow_list if guard else None),
     )
     metrics.attach(front)
     lines.attach(front)
@@ -110,13 +128,15 @@ def _serve(
         config.metrics.host,
         config.metrics.port,
         may_move=not is_given(config, "metrics.port"),
+        token=config.metrics.token,
     )
     served = ", ".join(f"{bundle.manifest.name} {bundle.short_id}" for bundle in bundles)
     say(
         "start",
         f"listening on {door.endpoint}, {config.pool.workers} workers on {spec.engine} {spec.precision} with "
-        f"{spec.threads} threads each, bundles {served}, metrics on {server.url}",
+        f"{spec.threads} threads each, bundles {served}, metrics on {server.url}, {security.summary()}",
         endpoint=door.endpoint,
+        security=security.mode,
         metrics=server.url,
         workers=config.pool.workers,
         engine=spec.engine,
@@ -153,18 +173,17 @@ def _sink(text: str) -> Iterator[ResultSink]:
 
 
 @contextmanager
-def _door(config: CloudConfig) -> Iterator[FrontDoor]:
+def _door(config: CloudConfig, context: zmq.Context[zmq.Socket[bytes]], secret: NamedKey | None) -> Iterator[FrontDoor]:
     """The bound socket; bound before anything takes time, so that a port that is taken shows at once."""
-    with zmq.Context() as context:
-        try:
-            door = FrontDoor(context, config.link.bind, config.link.max_message_bytes)
-        except zmq.ZMQError as error:
-            text = f"{config.link.bind} cannot be bound: {error.strerror}"
-            raise ConfigError("configuration", "link.bind", text) from error
-        try:
-            yield door
-        finally:
-            door.close(GOODBYE_LINGER_MS)
+    try:
+        door = FrontDoor(context, config.link.bind, config.link.max_message_bytes, secret.key if secret else None)
+    except zmq.ZMQError as error:
+        text = f"{config.link.bind} cannot be bound: {error.strerror}"
+        raise ConfigError("configuration", "link.bind", text) from error
+    try:
+        yield door
+    finally:
+        door.close(GOODBYE_LINGER_MS)
 
 
 def _find_weights(config: CloudConfig) -> Path | None:
@@ -222,8 +241,21 @@ def _session_settings(config: CloudConfig, bundles: list[Bundle]) -> CloudSettin
         window_frames=config.link.credit,
         capacity_frames=config.pool.queue_frames,
         max_sessions=config.link.max_sessions,
+        max_node_sessions=config.limits.node_sessions,
+        max_cameras=config.limits.node_cameras,
+        max_message_bytes=min(config.link.max_message_bytes, MAX_MESSAGE_BYTES),
         heartbeat_ms=round(config.link.heartbeat_s * 1000),
         peer_timeout_ms=round(config.link.peer_timeout_s * 1000),
+    )
+
+
+def _limit_settings(config: CloudConfig) -> LimitSettings:
+    return LimitSettings(
+        frames_per_second=config.limits.frames_per_second,
+        bytes_per_second=config.limits.bytes_per_second,
+        message_bytes=min(config.link.max_message_bytes, MAX_MESSAGE_BYTES),
+        window_frames=config.link.credit,
+        cut_off_ns=round(config.limits.cut_off_s * NS_PER_S),
     )
 
 

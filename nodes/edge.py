@@ -203,6 +203,7 @@ class EdgeNode:
         self.uplink.flush()
         for parts in self.uplink.receive():
             self._receive(parts)
+        self._take_link_failure()
         self._read_cameras()
         for lane in self.lanes:
             if lane.frame is not None and self.session.can_send:
@@ -357,6 +358,12 @@ class EdgeNode:
             budget_ms = self.controller.budget_ns / NS_PER_MS
             logger.warning("not even depth %d fits %g ms now: frames are %s", self.controller.decide(), budget_ms, what)
 
+    def _take_link_failure(self) -> None:
+        failure = self.uplink.take_failure()
+        if failure is not None:
+            reason = LossReason.AUTH if failure.is_lasting else LossReason.REFUSED
+            self._perform(self.session.link_failed(reason, failure.text, self._clock()))
+
     def _receive(self, parts: list[bytes]) -> None:
         now_ns = self._clock()
         try:
@@ -371,7 +378,7 @@ class EdgeNode:
             match action:
                 case OpenLink():
                     self._link_index = action.index
-                    self.uplink.open(action.endpoint)
+                    self.uplink.open(action.endpoint, action.index)
                 case CloseLink():
                     self.uplink.close(GOODBYE_LINGER_MS if action.is_orderly else 0)
                 case Send(message=Hello() as hello):
@@ -385,6 +392,8 @@ class EdgeNode:
                 case ResultArrived():
                     self._take_result(action.camera, action.result, received_bytes)
                 case Lost():
+                    if action.reason is LossReason.AUTH:
+                        logger.error("not authorised: %s; trying again slowly", action.text)
                     for closed in self.ledger.lose_link(self._clock()):
                         self._watcher.closed(closed, None)
                     self._watcher.link_changed(action)

@@ -6,12 +6,16 @@ from collections.abc import Iterator, Sequence
 
 import zmq
 
+from nodes.authenticator import DOMAIN, FAILED_HANDSHAKES, MONITOR_ENDPOINT
 from nodes.uplink import framed_bytes
+from pipeline.admission import connection_of, routing_id_of
 
 QUEUED_MESSAGES = 256
 """For each node and direction; credit keeps the real number far lower."""
 MAX_PARTS = 3
-"""Routing id, message, reference; more is not ours."""
+"""Message, reference, and one that shows that there are too many; more is not ours."""
+USER_ID = "User-Id"
+"""Property of a message in which libzmq keeps what the handler called its sender: the public key."""
 
 
 class FrontDoor:
@@ -23,9 +27,17 @@ class FrontDoor:
         unroutable: messages whose node was gone.
     """
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, max_message_bytes: int) -> None:
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        endpoint: str,
+        max_message_bytes: int,
+        secret_key: str | None = None,
+    ) -> None:
         """Bind.
 
+        Args:
+            secret_key: this cloud's, Z85; an `Authenticator` must run in the context before. None: no encryption.
         Raises:
             zmq.ZMQError: the endpoint cannot be bound.
         """
@@ -37,6 +49,14 @@ class FrontDoor:
         router.setsockopt(zmq.RCVHWM, QUEUED_MESSAGES)
         router.setsockopt(zmq.MAXMSGSIZE, max_message_bytes)  # of one part; a larger one ends the connection
         router.setsockopt(zmq.HANDSHAKE_IVL, 5_000)
+        self._has_keys = secret_key is not None
+        if secret_key is not None:
+            router.setsockopt(zmq.CURVE_SERVER, 1)
+            router.setsockopt(zmq.CURVE_SECRETKEY, secret_key.encode())
+            # Both, or libzmq lets every key in while no handler answers.
+            router.setsockopt(zmq.ZAP_DOMAIN, DOMAIN)
+            router.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+            router.monitor(MONITOR_ENDPOINT, FAILED_HANDSHAKES)
         try:
             router.bind(endpoint)
         except zmq.ZMQError:
@@ -49,19 +69,27 @@ class FrontDoor:
         self.unroutable = 0
 
     def receive(self, limit: int) -> Iterator[tuple[bytes, list[bytes]]]:
-        """Up to `limit` waiting messages: routing id and parts. A limit keeps one node from starving the workers."""
+        """Up to `limit` waiting messages: connection and parts. A limit keeps one node from starving the workers.
+
+        A connection is called by its routing id; with keys, also by the key that its peer has proved.
+        """
         for _ in range(limit):
             try:
-                routing_id, *parts = self.socket.recv_multipart(zmq.DONTWAIT)
+                frames = self.socket.recv_multipart(zmq.DONTWAIT, copy=False)
             except zmq.Again:
                 return
+            routing_id, *parts = (frame.bytes for frame in frames)
             self.received_bytes += framed_bytes(parts)
-            yield routing_id, parts[:MAX_PARTS]
+            yield (
+                connection_of(routing_id, str(frames[0].get(USER_ID))) if self._has_keys else routing_id,
+                parts[:MAX_PARTS],
+            )
 
     def send(self, routing_id: bytes, parts: Sequence[bytes]) -> bool:
         """Hand a message to ZeroMQ; False when the node is gone or does not read."""
+        address = routing_id_of(routing_id) if self._has_keys else routing_id
         try:
-            self.socket.send_multipart([routing_id, *parts], zmq.DONTWAIT)
+            self.socket.send_multipart([address, *parts], zmq.DONTWAIT)
         except zmq.Again:
             self.unroutable += 1
             return False

@@ -22,6 +22,7 @@ from nodes.metrics_server import Health, start_metrics_server
 from nodes.node_console import NodeConsole
 from nodes.node_json import NodeJson
 from nodes.node_metrics import NodeMetrics
+from nodes.security import load_link_keys, may_open, node_reminder
 from nodes.sources import Camera, parse_cameras
 from nodes.uplink import Uplink
 from nodes.version import version
@@ -54,6 +55,9 @@ class Shown(EdgeWatcher, Protocol):
 
 def run(config: NodeConfig, options: RunOptions) -> int:
     """Entry of the command; returns the exit code."""
+    named_keys = load_link_keys(config)
+    if named_keys is not None:  # the cloud goes by the key, so what this node calls itself should be the same
+        config = config.model_copy(update={"name": named_keys[0]})
     bundle = load_configured(config.codec.bundle, "configuration", "codec.bundle")
     level16 = choose_level16(bundle, config.codec.rate)
     check_depth(bundle, config.codec.depth)
@@ -61,9 +65,15 @@ def run(config: NodeConfig, options: RunOptions) -> int:
     encoder = Encoder(bundle, config.codec.threads)
     warm_up(bundle.tables.values(), decoding=False)
     exporter, health = _exporter(config, options, bundle, cameras), Health()
-    metrics = NodeMetrics(
-        exporter, health, version(), len(config.cloud.endpoints), every_second=options.log.flush_repeats
-    )
+    reminder = node_reminder(config)
+    reminder.look()
+    exporter.set("rac_node_insecure", float(reminder.is_insecure))
+
+    def every_second() -> None:
+        options.log.flush_repeats()
+        reminder.look()
+
+    metrics = NodeMetrics(exporter, health, version(), len(config.cloud.endpoints), every_second=every_second)
     shown: Shown = (
         NodeJson(lambda line: print(line, flush=True))
         if options.is_json
@@ -82,7 +92,7 @@ def run(config: NodeConfig, options: RunOptions) -> int:
             for camera, own in zip(cameras, config.cameras, strict=True)
         ],
         session=NodeSession(_session_settings(config, bundle, cameras), random.random),
-        uplink=Uplink(context),
+        uplink=Uplink(context, named_keys[1] if named_keys else None),
         encoder=encoder,
         calibrate=calibrate,
         options=_edge_options(config, level16),
@@ -97,6 +107,7 @@ def run(config: NodeConfig, options: RunOptions) -> int:
         config.metrics.host,
         config.metrics.port,
         may_move=not is_given(config, "metrics.port"),
+        token=config.metrics.token,
     )
     try:
         node.run(options.stop, options.stop.fileno())
@@ -193,6 +204,7 @@ def _session_settings(config: NodeConfig, bundle: Bundle, cameras: Sequence[Came
         endpoints=config.cloud.endpoints,
         backoff_first_ns=round(config.link.reconnect_min_s * NS_PER_S),
         backoff_last_ns=round(config.link.reconnect_max_s * NS_PER_S),
+        may_open=may_open(config),
     )
 
 

@@ -40,7 +40,6 @@ from pipeline.ledger import Outcome
 from pipeline.result_memory import FrameIdentity, ResultMemory
 from pipeline.wire import (
     MAX_CREDIT_FRAMES,
-    MAX_MESSAGE_BYTES,
     WIRE_MINOR,
     BundleRequest,
     Bye,
@@ -194,6 +193,14 @@ class CloudSessions:
             return []
         return self._expel(session, RejectCode.NOT_AUTHORISED, text, CloseReason.REVOKED)
 
+    def turn_away(self, routing_id: bytes, code: RejectCode, text: str) -> list[CloudAction]:
+        """Tell a connection why it is not heard, at the cost of its session if it has one."""
+        session = self._sessions.get(routing_id)
+        if session is None:
+            return self.refuse(routing_id, code, text)
+        is_limit = code is RejectCode.LIMITS
+        return self._expel(session, code, text, CloseReason.LIMITS if is_limit else CloseReason.REVOKED)
+
     def answer(self, ticket: int, answer: Answer, now_ns: int) -> SendTo | None:
         """End the computing of a frame: remember its RESULT and grant what there is to grant.
 
@@ -308,11 +315,17 @@ class CloudSessions:
         if bundle_id is None:
             ids = ", ".join(sorted(each.hex()[:16] for each in self._settings.bundle_ids)[:4])
             return self.refuse(routing_id, RejectCode.UNKNOWN_BUNDLE, f"this cloud decodes {ids}")
+        if len(hello.cameras) > self._settings.max_cameras:
+            text = f"{len(hello.cameras)} cameras, and a node may have {self._settings.max_cameras} here"
+            return self.refuse(routing_id, RejectCode.LIMITS, text)
         # The same boot of the same node: its older connection is dead, whether we noticed or not.
         replaced = {id(old): old for old in (known, self._by_boot.get((hello.node, hello.boot_id))) if old}
         actions: list[CloudAction] = [self._close(old, CloseReason.REPLACED) for old in replaced.values()]
         if len(self._sessions) >= self._settings.max_sessions:
             return actions + self.refuse(routing_id, RejectCode.FULL, f"{len(self._sessions)} sessions are open")
+        num_own = sum(session.hello.node == hello.node for session in self._sessions.values())
+        if num_own >= self._settings.max_node_sessions:
+            return actions + self.refuse(routing_id, RejectCode.LIMITS, f"{num_own} sessions of this node are open")
         return actions + self._open(routing_id, hello, bundle_id, now_ns)
 
     def _open(self, routing_id: bytes, hello: Hello, bundle_id: bytes, now_ns: int) -> list[CloudAction]:
@@ -322,7 +335,7 @@ class CloudSessions:
             session_id=self._new_session_id(),
             bundle_id=bundle_id,
             credit=0,
-            max_message_bytes=MAX_MESSAGE_BYTES,
+            max_message_bytes=settings.max_message_bytes,
             heartbeat_ms=settings.heartbeat_ms,
             peer_timeout_ms=settings.peer_timeout_ms,
             capabilities=tuple(word for word in hello.capabilities if word in settings.capabilities),

@@ -5,51 +5,44 @@ and flags into them, `pipeline.config_sample` writes the sample files from the d
 cannot lack its comment. A name ends in its unit where it has one (`_s`, `_ms`, `_bytes`, fps).
 
 Values are checked here as far as that needs no look at the machine: whether a camera's source can work is for
-`nodes.sources` to say, whether a bundle has a depth for `pipeline.bundle`.
+`nodes.sources` to say, whether a bundle has a depth for `pipeline.bundle`. What several sections must agree on
+is checked by `find_conflict`, which `load_config` calls.
 """
 
 from __future__ import annotations
 
-import ipaddress
-import re
-from typing import Annotated, Any, Final, Literal, Self, get_args
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticCustomError
+
+from pipeline.config_base import (
+    MAX_SECONDS,
+    NAME_PATTERN,
+    FramesPerSecond,
+    Seconds,
+    Section,
+    Share,
+    check_endpoint,
+    check_order,
+)
+from pipeline.config_security import (
+    CloudMetricsSection,
+    CloudSecuritySection,
+    Conflict,
+    LimitsSection,
+    MetricsSection,
+    NodeSecuritySection,
+    find_cloud_conflict,
+    find_node_conflict,
+)
 
 Fit = Literal["crop", "squash", "evaluation"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
-NAME_PATTERN: Final = r"^[A-Za-z0-9._-]{1,64}$"
 DEFAULT_ENDPOINT: Final = "tcp://127.0.0.1:5570"
-# A day: longer times are a wrong unit (milliseconds written as seconds).
-MAX_SECONDS: Final = 86_400.0
 # A lossless reference of 224 x 224 x 3 bytes with zlib's overhead is the largest thing that a frame carries.
 MIN_MESSAGE_BYTES: Final = 163_840
-
-Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
-Port = Annotated[int, Field(ge=0, le=65_535)]
-FramesPerSecond = Annotated[float, Field(gt=0, le=1000)]
-Share = Annotated[float, Field(ge=0, le=1)]
-
-_ENDPOINT = re.compile(r"tcp://(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):(?P<port>\d{1,5}|\*)")
-
-
-class Section(BaseModel):
-    """A group of keys. Immutable; unknown keys are errors; a number never stands for true or false."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _refuse_truth_as_number(cls, value: Any, context: ValidationInfo) -> Any:
-        # YAML reads `workers: yes` as true, and true counts as 1.
-        assert context.field_name is not None
-        annotation = cls.model_fields[context.field_name].annotation
-        if isinstance(value, bool) and annotation is not bool and bool not in get_args(annotation):
-            raise PydanticCustomError("wrong_type", "is true or false")
-        return value
 
 
 class CameraConfig(Section):
@@ -99,7 +92,7 @@ class EndpointSection(Section):
         (DEFAULT_ENDPOINT,),
         min_length=1,
         description="Where the cloud listens, tcp://HOST:PORT or ipc://PATH; the first is used, the next"
-        " ones when it fails. Only this machine: nothing protects the link yet.",
+        " ones when it fails. Beyond this machine the node needs keys: see security.",
     )
 
     @field_validator("endpoints")
@@ -125,7 +118,7 @@ class NodeLinkSection(Section):
 
     @model_validator(mode="after")
     def _check_times(self) -> Self:
-        _check_order("reconnect_min_s", self.reconnect_min_s, "reconnect_max_s", self.reconnect_max_s)
+        check_order("reconnect_min_s", self.reconnect_min_s, "reconnect_max_s", self.reconnect_max_s)
         return self
 
 
@@ -196,39 +189,6 @@ class AccuracySection(Section):
     )
 
 
-class MetricsSection(Section):
-    host: str = Field(
-        "127.0.0.1", min_length=1, description="Address of /metrics, /healthz and /readyz. Only this machine."
-    )
-    port: Port = Field(
-        9570, description="Port of /metrics. When the default is taken the next free one; 0: any free one."
-    )
-    max_cameras: Annotated[int, Field(ge=1, le=10_000)] = Field(
-        64,
-        description="Cameras with series of their own in the per-camera metrics; the others share `_other`.",
-    )
-
-    @field_validator("host")
-    @classmethod
-    def _check_host(cls, host: str) -> str:
-        if not is_loopback(host):
-            raise ValueError(
-                f"{host} can be reached from other machines, and nothing protects metrics yet: use 127.0.0.1"
-            )
-        return host
-
-
-class CloudMetricsSection(MetricsSection):
-    port: Port = Field(
-        9580, description="Port of /metrics. When the default is taken the next free one; 0: any free one."
-    )
-    max_cameras: Annotated[int, Field(ge=1, le=10_000)] = Field(
-        256,
-        description="Cameras of all nodes with series of their own in the per-camera metrics; the others"
-        " share `_other`.",
-    )
-
-
 class LogSection(Section):
     level: LogLevel = Field("info", description="Least serious messages that are written.")
     format: Literal["text", "json"] = Field("text", description="Lines for people, or one JSON object a line.")
@@ -245,6 +205,9 @@ class NodeConfig(Section):
         " one, here or by --camera.",
     )
     cloud: EndpointSection = Field(default_factory=EndpointSection, description="The cloud that classifies.")
+    security: NodeSecuritySection = Field(
+        default_factory=NodeSecuritySection, description="Keys: who this node is, and which cloud it trusts."
+    )
     link: NodeLinkSection = Field(default_factory=NodeLinkSection, description="The session with the cloud.")
     codec: CodecSection = Field(default_factory=CodecSection, description="What frames are coded with.")
     capture: CaptureSection = Field(default_factory=CaptureSection, description="How cameras are read.")
@@ -255,12 +218,16 @@ class NodeConfig(Section):
         1.0, description="How long an ordered stop waits for results of frames that were sent."
     )
 
+    def find_conflict(self) -> Conflict | None:
+        """Keys of several sections that do not go together."""
+        return find_node_conflict(self.cloud.endpoints, self.security, self.metrics)
+
 
 class CloudLinkSection(Section):
     bind: str = Field(
         DEFAULT_ENDPOINT,
-        description="Where nodes connect, tcp://HOST:PORT or ipc://PATH; port 0: any free one. Only this"
-        " machine: nothing protects the link yet.",
+        description="Where nodes connect, tcp://HOST:PORT or ipc://PATH; port 0: any free one. Beyond this"
+        " machine the cloud needs keys: see security.",
     )
     heartbeat_s: Seconds = Field(
         2.0, description="Time between two signs of life, for both sides: nodes are told at the handshake."
@@ -291,7 +258,7 @@ class CloudLinkSection(Section):
 
     @model_validator(mode="after")
     def _check_times(self) -> Self:
-        _check_order("heartbeat_s", self.heartbeat_s, "peer_timeout_s", self.peer_timeout_s, equal=False)
+        check_order("heartbeat_s", self.heartbeat_s, "peer_timeout_s", self.peer_timeout_s, equal=False)
         return self
 
 
@@ -347,6 +314,12 @@ class CloudConfig(Section):
     """Configuration of `rac-cloud`."""
 
     link: CloudLinkSection = Field(default_factory=CloudLinkSection, description="The sessions with nodes.")
+    security: CloudSecuritySection = Field(
+        default_factory=CloudSecuritySection, description="Keys: who this cloud is, and which nodes may connect."
+    )
+    limits: LimitsSection = Field(
+        default_factory=LimitsSection, description="What one node may ask of the cloud before it is cut off."
+    )
     pool: PoolSection = Field(default_factory=PoolSection, description="The workers and what waits for them.")
     engine: EngineSection = Field(default_factory=EngineSection, description="How workers compute.")
     bundles: tuple[str, ...] = Field(
@@ -376,6 +349,10 @@ class CloudConfig(Section):
         1.5, description="How long an ordered stop goes on with frames that were accepted."
     )
 
+    def find_conflict(self) -> Conflict | None:
+        """Keys of several sections that do not go together."""
+        return find_cloud_conflict(self.link.bind, self.security, self.metrics)
+
     @field_validator("results")
     @classmethod
     def _check_results(cls, results: tuple[str, ...]) -> tuple[str, ...]:
@@ -401,40 +378,3 @@ def config_keys(model: type[Section]) -> dict[str, FieldInfo]:
         else:
             keys |= {f"{name}.{key}": inner for key, inner in config_keys(section).items()}
     return keys
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address; a name other than localhost counts as outside."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
-
-
-def check_endpoint(endpoint: str, *, any_port: bool = False) -> None:
-    """Check a ZeroMQ endpoint.
-
-    Args:
-        any_port: whether port 0 or * may ask for any free one, as for a bind.
-    Raises:
-        ValueError: malformed, or it leaves this machine.
-    """
-    if endpoint.startswith("ipc://") and len(endpoint) > len("ipc://"):
-        return
-    match = _ENDPOINT.fullmatch(endpoint)
-    if match is None:
-        raise ValueError(f"{endpoint!r} is no endpoint: write tcp://HOST:PORT or ipc://PATH")
-    port = 0 if match["port"] == "*" else int(match["port"])
-    if port > 65_535 or (port == 0 and not any_port):
-        raise ValueError(f"{endpoint!r} has no usable port (1 to 65535)")
-    if not is_loopback(match["host"]):
-        raise ValueError(
-            f"{endpoint} leaves this machine, and nothing protects the link yet: use tcp://127.0.0.1:{match['port']}"
-        )
-
-
-def _check_order(low_name: str, low: float, high_name: str, high: float, *, equal: bool = True) -> None:
-    if low > high or (low == high and not equal):
-        raise ValueError(f"{high_name} ({high:g}) must {'not be below' if equal else 'be above'} {low_name} ({low:g})")

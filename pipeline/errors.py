@@ -18,6 +18,7 @@
         LocalSessionError            we broke the protocol
         RemoteSessionError           the peer did
       LedgerError                    our own bug: stop loudly
+      SecurityError                  the link is no longer protected: stop
       CaptureError                   a source failed now and may come back
       WorkerLostError                a worker process died or hung
       TrainingError                  recipe, pictures or checkpoint unfit
@@ -121,6 +122,10 @@ class RemoteSessionError(SessionError):
 
 class LedgerError(PipelineError):
     """A frame was closed twice or never opened: a bug of ours."""
+
+
+class SecurityError(PipelineError):
+    """What protects the link cannot start or has failed: the program must not go on without it."""
 
 
 class CaptureError(PipelineError):

@@ -135,8 +135,15 @@ NODE_STAGE: Final = Label("stage", ("capture", "preprocess", "encode", "entropy"
 CLOUD_STAGE: Final = Label("stage", ("entropy_decode", "feature_decode", "classify", "reply"))
 DEPTH_CAUSE: Final = Label("cause", tuple(cause.value for cause in ChangeCause))
 # NO_SESSION answers a frame, never a handshake.
+# The last two never reach the sessions: the handler of keys has refused them, or there was no key to look at.
 HANDSHAKE: Final = Label(
-    "outcome", ("accepted", *(code.value for code in RejectCode if code is not RejectCode.NO_SESSION))
+    "outcome",
+    (
+        "accepted",
+        *(code.value for code in RejectCode if code is not RejectCode.NO_SESSION),
+        "unknown_key",
+        "bad_handshake",
+    ),
 )
 SESSION_END: Final = Label("reason", tuple(reason.value for reason in CloseReason))
 WORKER_STATE: Final = Label("state", ("starting", "ready", "busy", "dead"))
@@ -223,6 +230,7 @@ NODE_METRICS: Final = (
         CAMERA_LATENCY_S,
         is_capped=True,
     ),
+    _gauge("rac_node_insecure", "Whether frames go to other machines without keys (--insecure).", "0 or 1"),
     _gauge("rac_node_reference_every_frames", "Every so many frames carry a reference; 0: none.", "frames"),
     _counter("rac_node_log_messages_total", "Log messages, repeats included.", "", LOG_LEVEL),
 )
@@ -233,6 +241,9 @@ CLOUD_METRICS: Final = (
     _gauge("rac_cloud_bundle_loaded_timestamp_seconds", "When a bundle was loaded.", "unix s", BUNDLE),
     _gauge("rac_cloud_sessions", "Open sessions.", "sessions"),
     _counter("rac_cloud_handshakes_total", "Handshakes, by outcome.", "", HANDSHAKE),
+    _gauge("rac_cloud_insecure", "Whether other machines can connect without keys (--insecure).", "0 or 1"),
+    _gauge("rac_cloud_allowed_keys", "Public keys that may connect; 0 without keys.", "keys"),
+    _gauge("rac_cloud_allow_list_outdated", "Whether the list on disk is unusable and an older one holds.", "0 or 1"),
     _counter("rac_cloud_sessions_closed_total", "Sessions that ended, by cause.", "", SESSION_END),
     _counter("rac_cloud_frames_received_total", "Accepted frames.", "frames", DEPTH),
     _counter("rac_cloud_network_bytes_total", "Bytes of all messages with framing.", "bytes", DIRECTION),

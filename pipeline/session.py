@@ -175,6 +175,7 @@ class NodeSettings:
     Attributes:
         hello: sent as it is on every attempt.
         endpoints: in order of preference; at least one.
+        may_open: whether a cloud may send the node to an endpoint: without keys, not to another machine.
     """
 
     hello: Hello
@@ -183,6 +184,7 @@ class NodeSettings:
     hello_timeout_ns: int = HELLO_TIMEOUT_NS
     backoff_first_ns: int = BACKOFF_FIRST_NS
     backoff_last_ns: int = BACKOFF_LAST_NS
+    may_open: Callable[[str], bool] = lambda endpoint: True
 
 
 class NodeSession:
@@ -389,6 +391,9 @@ class NodeSession:
                 self._num_redirects += 1
                 if self._num_redirects > MAX_REDIRECTS:
                     return self._lose(LossReason.PROTOCOL, "redirected in circles", now_ns)
+                if not self._settings.may_open(message.endpoint):
+                    text = f"redirected to {message.endpoint}, another machine, and there are no keys"
+                    return self._lose(LossReason.PROTOCOL, text, now_ns)
                 return self._lose(
                     LossReason.REDIRECTED, message.text or message.endpoint, now_ns, redirect=message.endpoint
                 )

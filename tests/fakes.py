@@ -16,7 +16,7 @@ from nodes.capture_link import DownReason
 from nodes.pool import BatchDone, PoolEvent, SlotState, WorkerLost
 from nodes.pool import LossReason as WorkerLoss
 from nodes.sources import Source, SourceKind
-from nodes.uplink import framed_bytes
+from nodes.uplink import HandshakeFailure, framed_bytes
 from nodes.worker import BatchAnswer, BatchJob
 from pipeline.bitstream import Bitstream, pack_bitstream
 from pipeline.decoding import BatchTimings, Classes
@@ -205,12 +205,17 @@ class FakeUplink:
         self.sent: list[Message] = []
         self.inbox: list[list[bytes]] = []
         self.sent_bytes = self.received_bytes = 0
+        self.failure: HandshakeFailure | None = None
         self._waiting: list[bytes] | None = None
 
-    def open(self, endpoint: str) -> None:
+    def open(self, endpoint: str, index: int = 0) -> None:
         self.close()
         self.endpoint = endpoint
         self.opened.append(endpoint)
+
+    def take_failure(self) -> HandshakeFailure | None:
+        failure, self.failure = self.failure, None
+        return failure
 
     def send(self, parts: Sequence[bytes]) -> bool:
         if self.endpoint is None or self.peer is None:

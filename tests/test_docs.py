@@ -53,7 +53,7 @@ def test_every_key_says_what_it_means(model: Any) -> None:
 @pytest.mark.parametrize(("command", "model"), [("node", NodeConfig), ("cloud", CloudConfig)])
 def test_every_key_is_read_by_its_program(command: str, model: Any) -> None:
     """A key that nothing reads would promise what it does not do."""
-    places = [ROOT / "nodes" / f"{command}_command.py", ROOT / "nodes/cli.py"]
+    places = [ROOT / "nodes" / name for name in (f"{command}_command.py", "cli.py", "security.py")]
     source = "\n".join(path.read_text(encoding="utf-8") for path in places)
     unread = [key for key in config_keys(model) if not re.search(_reading(key), source)]
     assert not unread
@@ -128,7 +128,13 @@ def test_scripts_exist() -> None:
         assert f"def {function}(" in source
 
 
-REQUIRED = {"eval": ["--data", "x"], "train": ["x"], "export": ["x", "--out", "y"], "bundle": ["show"]}
+REQUIRED = {
+    "eval": ["--data", "x"],
+    "train": ["x"],
+    "export": ["x", "--out", "y"],
+    "bundle": ["show"],
+    "keys": ["server"],
+}
 
 
 @pytest.mark.parametrize("name", SUBCOMMANDS)

@@ -21,9 +21,10 @@ ROOT = Path(__file__).parents[1]
 LAYERS: dict[str, int] = {
     **dict.fromkeys(
         (
-            "batching", "classes", "cloud_actions", "cloud_ledger", "cloud_session", "config", "config_files",
-            "config_sample", "errors", "heartbeat", "ledger", "metrics", "percentiles", "rate_control",
-            "result_memory", "session", "totals", "wire", "wire_fields",
+            "admission", "authorisation", "batching", "classes", "cloud_actions", "cloud_ledger",
+            "cloud_session", "config", "config_base", "config_files", "config_sample", "config_security",
+            "errors", "heartbeat", "ledger", "masking", "metrics", "node_limits", "percentiles",
+            "rate_control", "result_memory", "session", "totals", "wire", "wire_fields",
         ),
         0,
     ),
@@ -51,6 +52,9 @@ ONLY_IN = {
         "nodes.frontdoor",
         "nodes.node_command",
         "nodes.cloud_command",
+        "nodes.key_files",
+        "nodes.authenticator",
+        "nodes.security",
     },
 }
 # Imported when used: --help has to be there at once, a machine may lack the coder, engine or extra, and torch

@@ -325,7 +325,7 @@ def taken_port() -> Iterator[int]:
         ("rac-node --camera test: --cloud tcp://192.0.2.1:5570", "cloud.endpoints"),
         ("rac-cloud --bundle nowhere", "bundles: nowhere: no such bundle"),
         ("rac-cloud --bind tcp://127.0.0.1:PORT", "link.bind: tcp://127.0.0.1:PORT cannot be bound"),
-        ("rac-cloud --bind tcp://0.0.0.0:5570", "link.bind: tcp://0.0.0.0:5570 leaves this machine"),
+        ("rac-cloud --bind tcp://0.0.0.0:5570", "link.bind: tcp://0.0.0.0:5570 can be reached"),
         ("rac-cloud --bind tcp://127.0.0.1:0 --metrics-port PORT", "metrics.port"),
         ("rac-cloud --bind tcp://127.0.0.1:0 --results jsonl:/absent/x", "results: /absent/x cannot be written"),
         (

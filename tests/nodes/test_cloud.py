@@ -15,11 +15,14 @@ import pytest
 
 from nodes.cloud import AnsweredFrame, CloudFront, peek_operating_point
 from nodes.pool import BatchDone, SlotState, WorkerLost, WorkerReady
+from pipeline.admission import Admission, connection_of
+from pipeline.authorisation import KEY_CHARS, AllowList, NamedKey
 from pipeline.batching import Batch, Batcher, BatcherSettings
 from pipeline.cloud_actions import CloudSettings, FrameArrived, SessionClosed, SessionOpened
 from pipeline.cloud_session import CloudSessions
 from pipeline.ledger import Outcome
-from pipeline.wire import Bye, CameraEntry, Hello, Reject, RejectCode, Result, Welcome, pack
+from pipeline.node_limits import LimitSettings
+from pipeline.wire import Bye, CameraEntry, Hello, Message, Reject, RejectCode, Result, Welcome, pack
 from tests.fakes import (
     BUNDLE_ID,
     MS,
@@ -75,7 +78,15 @@ class Notes:
 class Bench:
     """A front with everything around it, and nodes that are only routing ids."""
 
-    def __init__(self, workers: int = 1, *, capacity: int = 64, max_frames: int = 4, queue: int | None = None) -> None:
+    def __init__(
+        self,
+        workers: int = 1,
+        *,
+        capacity: int = 64,
+        max_frames: int = 4,
+        queue: int | None = None,
+        admission: Admission | None = None,
+    ) -> None:
         self.clock = FakeClock()
         self.door = FakeDoor()
         self.pool = FakePool(workers)
@@ -99,6 +110,7 @@ class Bench:
             watcher=self.notes,
             max_age_ns=MAX_AGE_NS,
             clock=self.clock,
+            admission=admission,
         )
 
     def run(self, *steps: Callable[[], object] | int, drain_ns: int = 0) -> None:
@@ -391,6 +403,69 @@ def test_garbage_within_a_session_ends_it(bench: Bench) -> None:
 def test_message_without_session_is_told_so(bench: Bench) -> None:
     bench.run(bench.frames(0, 0, "nobody"), 1)
     assert [message for _, message in bench.door.sent] == [Reject(RejectCode.NO_SESSION, "say HELLO first")]
+
+
+def lost_sessions(bench: Bench) -> list[tuple[str, str]]:
+    return [(action.node, action.reason) for action in bench.notes.sessions if isinstance(action, SessionClosed)]
+
+
+def test_node_that_breaks_a_limit_is_told_and_cut_off_and_others_do_not_notice() -> None:
+    bench = Bench(admission=Admission(LimitSettings(frames_per_second=1, window_frames=1)))
+    bench.run(
+        bench.hello("yard"),
+        bench.frames(0, 1, "yard"),
+        bench.hello("greedy"),
+        bench.frames(0, 3, "greedy"),
+        1,
+        bench.frames(4, 5, "greedy"),
+        bench.wait(5 * MS),
+        lambda: bench.pool.finish(0),
+        bench.wait(5 * MS),
+        lambda: bench.pool.finish(0),
+        bench.wait(2 * S),
+        bench.hello("greedy"),
+        bench.frames(2, 2, "yard"),
+        bench.wait(5 * MS),
+        lambda: bench.pool.finish(0),
+        1,
+    )
+    assert lost_sessions(bench)[0] == ("greedy", "limits")
+    rejects = [(to, message.code, message.text) for to, message in bench.door.sent if isinstance(message, Reject)]
+    assert rejects == [
+        (b"greedy", RejectCode.LIMITS, "more than 1 frames a second"),
+        (b"greedy", RejectCode.LIMITS, "more than 1 frames a second: not listened to for 28 s"),
+    ]
+    # Three frames were within the limit and had been accepted: their answers find no way.
+    assert bench.outcomes() == {"ok": 3, "unroutable": 3}
+
+
+def test_session_of_a_revoked_key_ends_while_it_streams_and_its_frames_have_an_end() -> None:
+    keys = {name: name.ljust(KEY_CHARS, "-") for name in ("door", "yard")}
+    lists = [AllowList(NamedKey(name, key) for name, key in keys.items())]
+    bench = Bench(admission=Admission(allowed=lambda: lists[0]))
+    door, yard = (connection_of(b"abcde", key) for key in keys.values())
+
+    def put(connection: bytes, *messages: Message) -> Callable[[], None]:
+        return lambda: [bench.door.put(connection, message) for message in messages] and None
+
+    # Both call themselves the same; their keys do not.
+    hello = Hello(0, "yard", bytes(16), (BUNDLE_ID,), (CameraEntry(0, "gate"),))
+    bench.run(
+        put(door, hello, make_frame_message(0), make_frame_message(1)),
+        put(yard, hello, make_frame_message(0)),
+        lambda: lists.insert(0, AllowList([NamedKey("yard", keys["yard"])])),
+        bench.wait(S),
+        put(door, make_frame_message(2)),
+        lambda: bench.pool.finish(0),
+        put(door, hello),
+        1,
+    )
+    opened = [action.node for action in bench.notes.sessions if isinstance(action, SessionOpened)]
+    assert opened == ["door", "yard"]
+    assert lost_sessions(bench)[0] == ("door", "revoked")
+    codes = [message.code for to, message in bench.door.sent if isinstance(message, Reject) and to == door]
+    assert codes == [RejectCode.NOT_AUTHORISED, RejectCode.NO_SESSION, RejectCode.NOT_AUTHORISED]
+    assert bench.outcomes() == {"ok": 1, "unroutable": 2}
 
 
 def test_operating_point_is_read_from_whole_bitstreams_only() -> None:

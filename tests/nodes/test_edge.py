@@ -12,6 +12,7 @@ import pytest
 from nodes.capture_events import BadFrames, Down, Finished, Up
 from nodes.edge import EdgeNode, EdgeOptions, EncodedFrame, summary
 from nodes.lanes import RESERVE_NS, Lane
+from nodes.uplink import HandshakeFailure
 from pipeline.frames import Frame
 from pipeline.ledger import ClosedFrame, Outcome
 from pipeline.rate_control import DepthChange, DepthController
@@ -362,6 +363,29 @@ def test_malformed_message_costs_the_session_not_the_node(bench: Bench, parts: l
     lost = [link for link in bench.notes.links if isinstance(link, Lost)]
     assert [link.reason for link in lost] == [LossReason.PROTOCOL]
     assert bench.node.ledger.snapshot().total.results == 1
+
+
+@pytest.mark.parametrize(
+    ("is_lasting", "reason", "pause_ns"), [(True, LossReason.AUTH, 15 * S), (False, LossReason.REFUSED, 0)]
+)
+def test_handshake_that_fails_is_said_and_tried_again(
+    bench: Bench, caplog: pytest.LogCaptureFixture, is_lasting: bool, reason: LossReason, pause_ns: int
+) -> None:
+    """Loudly, and slowly where only a person can change it; the frames of the dead link have an end."""
+
+    def fail() -> None:
+        bench.uplink.failure = HandshakeFailure(is_lasting, "the cloud does not allow this node's key")
+
+    bench.cloud.outcome = None
+    # Twice, for the second endpoint is tried at once.
+    bench.run(bench.give(), 1, fail, 1, 1, fail, 1)
+    lost = [action for action in bench.notes.links if isinstance(action, Lost)]
+    assert [(action.reason, action.was_up) for action in lost] == [(reason, True), (reason, True)]
+    assert bench.dropped()["lost_in_link"] == 1
+    backoffs = [action.until_ns - bench.clock() for action in bench.notes.links if isinstance(action, Backoff)]
+    assert backoffs[-1] == pytest.approx(pause_ns, abs=S)
+    said = "not authorised: the cloud does not allow this node's key; trying again slowly" in caplog.text
+    assert said is is_lasting
 
 
 def test_goodbye_of_the_cloud_is_followed_by_a_new_session(bench: Bench) -> None:

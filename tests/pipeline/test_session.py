@@ -352,6 +352,18 @@ def test_redirect_opens_the_named_endpoint_next(is_up: bool) -> None:
     assert session.tick(now_ns + backoff_ns(actions, now_ns))[0] == OpenLink(FIRST, 0)
 
 
+def test_redirect_to_where_the_node_may_not_go_ends_the_session() -> None:
+    """Without keys nobody may send its frames to another machine."""
+    settings = NodeSettings(HELLO, (FIRST,), may_open=lambda endpoint: endpoint == FIRST)
+    session = NodeSession(settings, lambda: 0.0)
+    session.start(0)
+    lost = only(session.receive(Redirect("tcp://other:5570"), 0), Lost)
+    assert isinstance(lost, Lost)
+    assert lost.reason is LossReason.PROTOCOL
+    assert "tcp://other:5570" in lost.text
+    assert session.tick(0)[0] == OpenLink(FIRST, 0)
+
+
 def test_redirects_in_circles_end() -> None:
     session = new_session(random=lambda: 0.0)
     session.start(0)
