@@ -101,6 +101,8 @@ def node_parser() -> OneLineParser:
     parser.add_key("--threads", "codec.threads", help="threads of the encoder")
     parser.add_key("--fps", "capture.fps", help="frames a second, or max: files as fast as it goes")
     parser.add_key("--loop", "capture.loop", action=argparse.BooleanOptionalAction, help="start files again")
+    parser.add_key("--spool", "spool.folder", metavar="DIR", help="keep frames of files there until they are answered")
+    parser.add_key("--spool-mb", "spool.mb", metavar="N", help="room for the spool in megabytes")
     parser.add_key(
         "--reference-every",
         "accuracy.reference_every",

@@ -239,6 +239,7 @@ def _session_settings(config: CloudConfig, bundles: list[Bundle]) -> CloudSettin
     return CloudSettings(
         bundle_ids=frozenset(bundle.bundle_id for bundle in bundles),
         window_frames=config.link.credit,
+        max_window_frames=max(config.link.credit, config.link.max_credit),
         capacity_frames=config.pool.queue_frames,
         max_sessions=config.link.max_sessions,
         max_node_sessions=config.limits.node_sessions,

@@ -140,6 +140,8 @@ class CloudMetrics:
         statistics = front.sessions.statistics()
         self._exporter.set("rac_cloud_sessions", len(statistics.sessions))
         self._exporter.set("rac_cloud_credit_outstanding_frames", statistics.credit)
+        windows = [session.window for session in statistics.sessions]
+        self._exporter.set("rac_cloud_credit_window_frames", max(windows, default=0))
         known = {word: count for word, count in statistics.handshakes.items() if word in HANDSHAKE.values}
         self._carry("rac_cloud_handshakes_total", known)
         self._carry("rac_cloud_sessions_closed_total", statistics.closed)

@@ -6,6 +6,7 @@ import random
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import zmq
@@ -15,15 +16,17 @@ from nodes.bundles import load_configured
 from nodes.calibration import NodeStart, made_up_frame, measure_depths
 from nodes.capture import CameraReader
 from nodes.capture_link import CaptureOptions
-from nodes.edge import EdgeNode, EdgeOptions, EdgeWatcher, summary
+from nodes.edge import EdgeNode, EdgeOptions, EdgeWatcher
 from nodes.exporter import Exporter
 from nodes.lifecycle import EXIT_OK, RunOptions
 from nodes.metrics_server import Health, start_metrics_server
 from nodes.node_console import NodeConsole
 from nodes.node_json import NodeJson
 from nodes.node_metrics import NodeMetrics
+from nodes.node_summary import summary
 from nodes.security import load_link_keys, may_open, node_reminder
 from nodes.sources import Camera, parse_cameras
+from nodes.spool import Spool
 from nodes.uplink import Uplink
 from nodes.version import version
 from nodes.watchers import Watchers
@@ -37,7 +40,7 @@ from pipeline.frames import Frame
 from pipeline.rate_control import DepthController
 from pipeline.session import NodeSession, NodeSettings
 from pipeline.view import Roi, ViewOptions
-from pipeline.wire import WIRE_MINOR, CameraEntry, Hello
+from pipeline.wire import MAX_BUNDLES, WIRE_MINOR, CameraEntry, Hello
 
 NS_PER_MS = 1_000_000
 NS_PER_S = 1_000_000_000
@@ -62,9 +65,11 @@ def run(config: NodeConfig, options: RunOptions) -> int:
     level16 = choose_level16(bundle, config.codec.rate)
     check_depth(bundle, config.codec.depth)
     cameras = parse_cameras([camera.argument for camera in config.cameras])
+    spool = open_spool(config)
     encoder = Encoder(bundle, config.codec.threads)
     warm_up(bundle.tables.values(), decoding=False)
-    exporter, health = _exporter(config, options, bundle, cameras), Health()
+    names = _camera_names(cameras, spool)
+    exporter, health = _exporter(config, options, bundle, names), Health()
     reminder = node_reminder(config)
     reminder.look()
     exporter.set("rac_node_insecure", float(reminder.is_insecure))
@@ -77,7 +82,7 @@ def run(config: NodeConfig, options: RunOptions) -> int:
     shown: Shown = (
         NodeJson(lambda line: print(line, flush=True))
         if options.is_json
-        else NodeConsole(Console(highlight=False, soft_wrap=True), [camera.name for camera in cameras])
+        else NodeConsole(Console(highlight=False, soft_wrap=True), names)
     )
 
     def calibrate(frame: Frame | None) -> DepthController:
@@ -88,15 +93,22 @@ def run(config: NodeConfig, options: RunOptions) -> int:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     node = EdgeNode(
         readers=[
-            CameraReader(camera.name, camera.source, _capture_options(config, own), random.random)
+            CameraReader(
+                camera.name,
+                camera.source,
+                _capture_options(config, own),
+                random.random,
+                0 if spool is None else spool.first_sequence,
+            )
             for camera, own in zip(cameras, config.cameras, strict=True)
         ],
-        session=NodeSession(_session_settings(config, bundle, cameras), random.random),
+        session=NodeSession(_session_settings(config, bundle, names, spool), random.random),
         uplink=Uplink(context, named_keys[1] if named_keys else None),
         encoder=encoder,
         calibrate=calibrate,
         options=_edge_options(config, level16),
         watcher=Watchers([shown, metrics]),
+        spool=spool,
     )
     metrics.attach(node)
     shown.attach(node)
@@ -116,8 +128,28 @@ def run(config: NodeConfig, options: RunOptions) -> int:
         server.close()
         node.uplink.close()
         context.term()
+        if spool is not None:
+            spool.close()
     shown.ended(summary(node))
     return EXIT_OK
+
+
+def open_spool(config: NodeConfig) -> Spool | None:
+    """The spool that the configuration asks for, if any.
+
+    Raises:
+        ConfigError: its folder cannot be used.
+    """
+    if config.spool.folder is None:
+        return None
+    return Spool(Path(config.spool.folder), config.spool.mb * 2**20, lambda: secrets.token_bytes(16))
+
+
+def _camera_names(cameras: Sequence[Camera], spool: Spool | None) -> list[str]:
+    """The cameras in the order of their numbers; behind them those that an earlier run left frames of."""
+    names = [camera.name for camera in cameras]
+    recovered = [] if spool is None else [frame.camera for frame in spool.recovered]
+    return names + sorted(set(recovered) - set(names))
 
 
 def check_depth(bundle: Bundle, depth: int | str) -> None:
@@ -163,9 +195,9 @@ def _calibrate(
     return controller, start
 
 
-def _exporter(config: NodeConfig, options: RunOptions, bundle: Bundle, cameras: Sequence[Camera]) -> Exporter:
+def _exporter(config: NodeConfig, options: RunOptions, bundle: Bundle, names: Sequence[str]) -> Exporter:
     """The exporter with what holds for the whole run."""
-    exporter = Exporter("node", _known_labels(bundle, cameras, config), max_cameras=config.metrics.max_cameras)
+    exporter = Exporter("node", _known_labels(bundle, names, config), max_cameras=config.metrics.max_cameras)
     exporter.inform("rac_node_bundle_info", bundle.short_id, bundle.manifest.classifier)
     exporter.set("rac_node_reference_every_frames", config.accuracy.reference_every)
     options.log.set_counter(lambda level: exporter.add("rac_node_log_messages_total", level))
@@ -182,22 +214,25 @@ def _edge_options(config: NodeConfig, level16: int) -> EdgeOptions:
     )
 
 
-def _known_labels(bundle: Bundle, cameras: Sequence[Camera], config: NodeConfig) -> dict[str, Sequence[object]]:
+def _known_labels(bundle: Bundle, names: Sequence[str], config: NodeConfig) -> dict[str, Sequence[object]]:
     return {
-        "camera": [camera.name for camera in cameras],
+        "camera": names,
         "endpoint": range(len(config.cloud.endpoints)),
         "depth": bundle.manifest.depths,
         "level": range(max(bundle.manifest.levels16) // 16 + 1),
     }
 
 
-def _session_settings(config: NodeConfig, bundle: Bundle, cameras: Sequence[Camera]) -> NodeSettings:
+def _session_settings(config: NodeConfig, bundle: Bundle, names: Sequence[str], spool: Spool | None) -> NodeSettings:
+    # What waits in the spool may be coded with an older bundle.
+    spooled = () if spool is None else (frame.bundle_id for frame in spool.recovered)
+    bundle_ids = tuple(dict.fromkeys([bundle.bundle_id, *spooled]))
     hello = Hello(
         minor=WIRE_MINOR,
         node=config.name,
-        boot_id=secrets.token_bytes(16),
-        bundle_ids=(bundle.bundle_id,),
-        cameras=tuple(CameraEntry(number, camera.name) for number, camera in enumerate(cameras)),
+        boot_id=secrets.token_bytes(16) if spool is None else spool.boot_id,
+        bundle_ids=bundle_ids[:MAX_BUNDLES],
+        cameras=tuple(CameraEntry(number, name) for number, name in enumerate(names)),
     )
     return NodeSettings(
         hello=hello,

@@ -8,7 +8,8 @@ from typing import Any
 
 from nodes.calibration import NodeStart
 from nodes.capture_events import BadFrames, Down, Finished, Up
-from nodes.edge import EdgeNode, EncodedFrame
+from nodes.edge import EdgeNode
+from nodes.frame_encoder import EncodedFrame
 from nodes.lanes import Lane
 from pipeline.ledger import ClosedFrame, Outcome
 from pipeline.rate_control import DepthChange
@@ -75,7 +76,7 @@ class NodeJson:
             level=closed.level,
             bytes=num_bytes,
             encode_ms=None if encode_ns is None else round(encode_ns / 1e6, 3),
-            latency_ms=round(closed.latency_ns / 1e6, 3),
+            latency_ms=None if closed.latency_ns is None else round(closed.latency_ns / 1e6, 3),
             cloud_ms=round(result.timings.cloud_us / 1e3, 3),
             queue_ms=round(result.timings.queue_us / 1e3, 3),
             batch_frames=result.batch_frames,

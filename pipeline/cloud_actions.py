@@ -104,7 +104,8 @@ class CloudSettings:
 
     Attributes:
         bundle_ids: bundles that the workers can decode.
-        window_frames: credit of one session when there is room for all.
+        window_frames: credit of one session at its start and at least, when there is room for all.
+        max_window_frames: what it may grow to where the round trip is long (`credit_window`); at least as much.
         capacity_frames: what the windows of all sessions together may have on the way, waiting and computing.
         max_sessions: beyond which a HELLO is refused with `full`; each may have a frame beyond the capacity.
         max_node_sessions / max_cameras: of one node, beyond which its HELLO is refused with `limits`.
@@ -113,6 +114,7 @@ class CloudSettings:
 
     bundle_ids: frozenset[bytes]
     window_frames: int = 8
+    max_window_frames: int = 8
     capacity_frames: int = 256
     max_sessions: int = 1024
     max_node_sessions: int = 4
@@ -135,6 +137,7 @@ class SessionStatistics:
     node: str
     cameras: tuple[str, ...]
     bundle_id: bytes
+    window: int
     credit: int
     computing: int
     opened_ns: int

@@ -6,10 +6,11 @@ being computed, and the last answers of each camera. So a frame that is sent aga
 same RESULT and without computing.
 
 Credit. For every session, held = credit that it may still spend + its frames being computed. Whenever an
-answer leaves, the machine grants up to a target: the window, or an equal share of the capacity when that is
-less. So busy sessions shrink as others come. Credit cannot be taken back from an idle one; but a session that
-holds nothing gets one frame even when the capacity is used up, so nobody starves. All together never hold
-more than `CloudSettings.queue_frames`: a queue of that size cannot overflow.
+answer leaves, the machine grants up to a target: the session's window, which follows the measured round trip
+and rate (`credit_window`), or an equal share of the capacity when that is less. So busy sessions shrink as
+others come. Credit cannot be taken back from an idle one; but a session that holds nothing gets one frame even
+when the capacity is used up, so nobody starves. All together never hold more than
+`CloudSettings.queue_frames`: a queue of that size cannot overflow.
 
 Age. A frame's age at receipt is what FRAME says plus half the smallest recent round trip, measured by our own
 PINGs: a node's word is taken for the time on its own clock only.
@@ -34,11 +35,13 @@ from pipeline.cloud_actions import (
     SessionOpened,
     SessionStatistics,
 )
+from pipeline.credit_window import CreditWindow
 from pipeline.errors import LocalSessionError, WireError, WireLimitError, WireVersionError
 from pipeline.heartbeat import Heartbeat
 from pipeline.ledger import Outcome
 from pipeline.result_memory import FrameIdentity, ResultMemory
 from pipeline.wire import (
+    BUNDLE_HEAD_BYTES,
     MAX_CREDIT_FRAMES,
     WIRE_MINOR,
     BundleRequest,
@@ -63,6 +66,8 @@ NS_PER_US = 1_000
 
 @dataclass(slots=True)
 class _Session:
+    """One session; `bundles` are those that it may use, by the head of their id that bitstreams carry."""
+
     routing_id: bytes
     hello: Hello
     welcome: Welcome
@@ -70,6 +75,8 @@ class _Session:
     heartbeat: Heartbeat
     opened_ns: int
     camera_names: dict[int, str]
+    bundles: dict[bytes, bytes]
+    window: CreditWindow
     computing: int = 0
     last_frame_ns: int | None = None
     last_sequence: dict[str, int] = field(default_factory=dict)
@@ -98,8 +105,9 @@ class CloudSessions:
     """
 
     def __init__(self, settings: CloudSettings, new_session_id: Callable[[], bytes]) -> None:
-        if not 1 <= settings.window_frames <= MAX_CREDIT_FRAMES:
-            raise LocalSessionError(f"window of {settings.window_frames} frames: 1 to {MAX_CREDIT_FRAMES}")
+        largest = max(settings.window_frames, settings.max_window_frames)
+        if settings.window_frames < 1 or largest > MAX_CREDIT_FRAMES:
+            raise LocalSessionError(f"window of {largest} frames: 1 to {MAX_CREDIT_FRAMES}")
         self._settings = settings
         self._new_session_id = new_session_id
         self._sessions: dict[bytes, _Session] = {}
@@ -215,6 +223,8 @@ class CloudSessions:
         del self._tickets[entry.identity]
         session = entry.session
         session.computing -= 1
+        busy_ns = max(0, now_ns - entry.received_ns - answer.queue_us * NS_PER_US)
+        session.window.answer(busy_ns, session.heartbeat.round_trip_ns or 0, now_ns)
         result = Result(
             camera=entry.camera_number,
             sequence=entry.identity.sequence,
@@ -281,6 +291,7 @@ class CloudSessions:
                     node=session.hello.node,
                     cameras=tuple(session.camera_names.values()),
                     bundle_id=session.welcome.bundle_id,
+                    window=session.window.frames,
                     credit=session.credit,
                     computing=session.computing,
                     opened_ns=session.opened_ns,
@@ -348,6 +359,8 @@ class CloudSessions:
             heartbeat=Heartbeat(settings.heartbeat_ms * NS_PER_MS, settings.peer_timeout_ms * NS_PER_MS, now_ns),
             opened_ns=now_ns,
             camera_names={entry.number: entry.name for entry in hello.cameras},
+            bundles={own[:BUNDLE_HEAD_BYTES]: own for own in hello.bundle_ids if own in settings.bundle_ids},
+            window=CreditWindow(settings.window_frames, settings.max_window_frames, now_ns),
         )
         self._sessions[routing_id] = self._by_boot[hello.node, hello.boot_id] = session
         self._peak_sessions = max(self._peak_sessions, len(self._sessions))
@@ -393,7 +406,8 @@ class CloudSessions:
             ticket=ticket,
             node=session.hello.node,
             camera=camera,
-            bundle_id=session.welcome.bundle_id,
+            # A frame from the node's spool may be coded with an older bundle than the session's.
+            bundle_id=session.bundles.get(frame.bundle_head, session.welcome.bundle_id),
             frame=frame,
             received_ns=now_ns,
             born_ns=now_ns - half_trip_ns - frame.age_us * NS_PER_US,
@@ -420,7 +434,7 @@ class CloudSessions:
             return 0
         settings = self._settings
         all_held = self._credit + len(self._computing)
-        target = min(settings.window_frames, settings.capacity_frames // len(self._sessions))
+        target = min(session.window.frames, settings.capacity_frames // len(self._sessions))
         frames = max(0, min(target - session.held, settings.capacity_frames - all_held))
         if session.held == 0 and frames == 0 and all_held < settings.queue_frames:
             frames = 1

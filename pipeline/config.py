@@ -180,6 +180,19 @@ class CaptureSection(Section):
     )
 
 
+class SpoolSection(Section):
+    folder: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder on the disk where coded frames of files and folders wait for their results; null:"
+        " none. They are taken while there is no cloud too, and survive the node's end, so that the next start"
+        " sends them. Live cameras keep their newest frame only, with a spool or without.",
+    )
+    mb: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        256, description="Room for the spool in megabytes; files and folders wait when it is used up."
+    )
+
+
 class AccuracySection(Section):
     reference_every: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
         0,
@@ -211,6 +224,7 @@ class NodeConfig(Section):
     link: NodeLinkSection = Field(default_factory=NodeLinkSection, description="The session with the cloud.")
     codec: CodecSection = Field(default_factory=CodecSection, description="What frames are coded with.")
     capture: CaptureSection = Field(default_factory=CaptureSection, description="How cameras are read.")
+    spool: SpoolSection = Field(default_factory=SpoolSection, description="Frames on the disk until they are answered.")
     accuracy: AccuracySection = Field(default_factory=AccuracySection, description="What watches the classes.")
     metrics: MetricsSection = Field(default_factory=MetricsSection, description="Prometheus metrics and health.")
     log: LogSection = Field(default_factory=LogSection, description="Messages on standard error.")
@@ -238,8 +252,13 @@ class CloudLinkSection(Section):
     )
     credit: Annotated[int, Field(ge=1, le=1024)] = Field(
         8,
-        description="Frames that one node may have unanswered. Enough for the round trip over the time a"
-        " frame takes, about doubled; more only adds delay.",
+        description="Frames that one node may have unanswered at first, and at least. Enough for the round trip"
+        " over the time a frame takes, about doubled; more only adds delay.",
+    )
+    max_credit: Annotated[int, Field(ge=1, le=1024)] = Field(
+        64,
+        description="What that may grow to where the measured round trip is long and the node sends fast: twice"
+        " what fills its link. Not above credit: it stays as it is.",
     )
     max_message_bytes: Annotated[int, Field(ge=MIN_MESSAGE_BYTES, le=16 * 2**20)] = Field(
         262_144,

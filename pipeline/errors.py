@@ -19,6 +19,9 @@
         RemoteSessionError           the peer did
       LedgerError                    our own bug: stop loudly
       SecurityError                  the link is no longer protected: stop
+      SpoolError
+        SpoolRecordError             a record on the disk is damaged
+        SpoolFullError               the disk, or the room given to the spool, is used up
       CaptureError                   a source failed now and may come back
       WorkerLostError                a worker process died or hung
       TrainingError                  recipe, pictures or checkpoint unfit
@@ -126,6 +129,18 @@ class LedgerError(PipelineError):
 
 class SecurityError(PipelineError):
     """What protects the link cannot start or has failed: the program must not go on without it."""
+
+
+class SpoolError(PipelineError):
+    """The node's spool cannot do what was asked."""
+
+
+class SpoolRecordError(SpoolError):
+    """A record of the spool is damaged or cut off."""
+
+
+class SpoolFullError(SpoolError):
+    """A frame finds no place in the spool."""
 
 
 class CaptureError(PipelineError):

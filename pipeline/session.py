@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, StrEnum
 
-from pipeline.errors import LocalSessionError, WireError
+from pipeline.errors import LocalSessionError, WireError, WireVersionError
 from pipeline.heartbeat import Heartbeat
 from pipeline.wire import (
     MAX_CREDIT_FRAMES,
@@ -256,6 +256,17 @@ class NodeSession:
         """Smallest recent round trip of the newest session; None before its first PONG."""
         return self._heartbeat.round_trip_ns if self._heartbeat else self._round_trip_ns
 
+    def camera_number(self, name: str) -> int:
+        """The number that stands for a camera in HELLO.
+
+        Raises:
+            LocalSessionError: it is not in HELLO.
+        """
+        for number, known in self._camera_names.items():
+            if known == name:
+                return number
+        raise LocalSessionError(f"camera {name} is not in HELLO")
+
     def start(self, now_ns: int) -> list[Action]:
         """Leave IDLE for the first attempt.
 
@@ -275,7 +286,12 @@ class NodeSession:
         return []
 
     def malformed(self, error: WireError, now_ns: int) -> list[Action]:
-        """The cloud sent bytes that `wire.parse` refused: it costs the session."""
+        """The cloud sent bytes that `wire.parse` refused: it costs the session.
+
+        Bytes of another major version are its refusal in a language that is not ours: waited out like one.
+        """
+        if isinstance(error, WireVersionError):
+            return self._lose(LossReason.REFUSED, str(error), now_ns, RejectCode.BAD_VERSION)
         return self._lose(LossReason.PROTOCOL, str(error), now_ns)
 
     def link_failed(self, reason: LossReason, text: str, now_ns: int) -> list[Action]:

@@ -62,6 +62,8 @@ MAX_BUNDLE_BYTES = 1 << 30
 # that comes and goes with a reload need not take an old one's number.
 MAX_CAMERAS = 64
 MAX_CAMERA_NUMBER = 255
+# Bytes of the bundle's id in every bitstream, behind version and kind (`pipeline.bitstream`).
+BUNDLE_HEAD_BYTES = 8
 # Bundles that a node can hold ready, and words that say what it can do.
 MAX_BUNDLES = 16
 MAX_CAPABILITIES = 32
@@ -168,7 +170,8 @@ class Welcome(Record):
     """Cloud: the session is open.
 
     Attributes:
-        bundle_id: one of the node's; the only one that this session's frames may use.
+        bundle_id: one of the node's, to encode with. Frames that were coded before may use any other of them
+            that the cloud has.
         credit: frames that the node may send at once.
         max_message_bytes: largest message that the cloud accepts.
         heartbeat_ms: silence after which either side pings; peer_timeout_ms: after which the peer is lost.
@@ -224,6 +227,11 @@ class FrameMessage(Record):
     label: MaybeClassIndex
     bitstream: Annotated[bytes, Octets(1, MAX_BITSTREAM_BYTES)]
     reference: Annotated[bytes | None, Maybe(Octets(1, MAX_REFERENCE_BYTES))] = None
+
+    @property
+    def bundle_head(self) -> bytes:
+        """What the bitstream's header says of its bundle, unchecked: to find the decoder, which checks it."""
+        return self.bitstream[2 : 2 + BUNDLE_HEAD_BYTES]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -167,6 +168,7 @@ class FakeEncoder:
         self.points: list[OperatingPoint] = []
         self.error: Exception | None = None
         self.is_oversize = False
+        self.bundle = SimpleNamespace(bundle_id=BUNDLE_ID)
 
     def symbols(self, view: object, point: OperatingPoint) -> Any:
         if self.error is not None:

@@ -23,8 +23,8 @@ LAYERS: dict[str, int] = {
         (
             "admission", "authorisation", "batching", "classes", "cloud_actions", "cloud_ledger",
             "cloud_session", "config", "config_base", "config_files", "config_sample", "config_security",
-            "errors", "heartbeat", "ledger", "masking", "metrics", "node_limits", "percentiles",
-            "rate_control", "result_memory", "session", "totals", "wire", "wire_fields",
+            "credit_window", "errors", "heartbeat", "ledger", "masking", "metrics", "node_limits", "percentiles",
+            "rate_control", "replay", "result_memory", "session", "spool_records", "totals", "wire", "wire_fields",
         ),
         0,
     ),

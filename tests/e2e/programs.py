@@ -224,7 +224,7 @@ def check_balance(summary: Event) -> None:
     """A node: captured = results + dropped + in flight; a cloud: received = results by outcome + in flight."""
     if "captured" in summary:
         total = summary["results"] + sum(summary["dropped"].values()) + summary["in_flight"]
-        assert summary["captured"] == total, summary
+        assert summary["captured"] + summary["recovered"] == total, summary
     else:
         assert summary["received"] == sum(summary["results"].values()) + summary["in_flight"], summary
 
@@ -234,7 +234,8 @@ def node_metrics_balance(found: Mapping[Series, float]) -> bool:
     captured = sum_of(found, "rac_node_frames_captured_total")
     results = sum(value for key, value in found.items() if key[0] == "rac_node_results_total" and key[2] == "ok")
     dropped = sum_of(found, "rac_node_frames_dropped_total")
-    return captured == results + dropped + found["rac_node_in_flight_frames",]
+    recovered = sum_of(found, "rac_node_frames_recovered_total")
+    return captured + recovered == results + dropped + found["rac_node_in_flight_frames",]
 
 
 def sum_of(found: Mapping[Series, float], name: str) -> float:
