@@ -93,7 +93,7 @@ def test_killed_node_and_killed_cloud_lose_no_frame_and_repeat_none(
 def test_node_killed_with_answers_on_the_way_is_answered_from_memory(
     start: Start, pictures: Path, tmp_path: Path
 ) -> None:
-    """The cloud had computed what the killed node never heard of: it says the same again, and computes nothing twice."""
+    """The cloud had computed what the killed node never heard of: it says the same again."""
     spool = tmp_path / "spool"
     cloud = start_cloud(start)
     endpoint = cloud.get("start")[0]["endpoint"]
