@@ -156,6 +156,7 @@ def rac_parser() -> OneLineParser:
 
 
 def _add_common(parser: OneLineParser) -> None:
+    parser.add_key("--drain-seconds", "drain_s", help="longest that a stop waits for what was sent or accepted")
     parser.add_key("--metrics-port", "metrics.port", help="port of /metrics; default: the next free one")
     parser.add_key("--metrics-host", "metrics.host", help="address of /metrics; beyond this machine it wants a token")
     parser.add_key("--metrics-token", "metrics.token", help="what a scrape must carry; better as RAC_METRICS__TOKEN")

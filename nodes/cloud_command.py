@@ -27,6 +27,7 @@ from nodes.lifecycle import EXIT_OK, RunOptions
 from nodes.metrics_server import Health, start_metrics_server
 from nodes.pool import WorkerPool
 from nodes.preparation import prepare_in_process
+from nodes.quarantine import Quarantine
 from nodes.results import ResultSink, open_sink
 from nodes.security import authenticator, cloud_reminder, load_cloud_key
 from nodes.security_metrics import SecurityMetrics
@@ -43,12 +44,13 @@ from pipeline.cloud_session import CloudSessions
 from pipeline.config import CloudConfig
 from pipeline.config_files import is_given
 from pipeline.errors import ConfigError
-from pipeline.inference import choose_engine
+from pipeline.inference import cache_root, choose_engine
 from pipeline.node_limits import LimitSettings
 from pipeline.wire import MAX_MESSAGE_BYTES
 
 NS_PER_S = 1_000_000_000
 NS_PER_MS = 1_000_000
+MIB = 2**20
 GOODBYE_LINGER_MS = 200
 SINK_CLOSE_S = 0.5
 
@@ -113,9 +115,14 @@ def _serve(
         door=door,
         sessions=CloudSessions(session_settings, lambda: secrets.token_bytes(8)),
         batcher=Batcher[FrameArrived](batcher_settings),
-        pool=WorkerPool(spec, config.pool.workers, round(config.pool.batch_timeout_s * NS_PER_S)),
+        pool=WorkerPool(
+            spec,
+            config.pool.workers,
+            round(config.pool.batch_timeout_s * NS_PER_S),
+            memory_limit_bytes=config.pool.worker_memory_mb * MIB,
+        ),
         class_names=load_classes().names,
-        watcher=Watchers([lines, metrics, SinkWatcher(sinks)]),
+        watcher=Watchers([lines, metrics, SinkWatcher(sinks), _quarantine(config)]),
         max_age_ns=batcher_settings.max_age_ns,
         admission=Admission(_limit_settings(config), guard.allow_list if guard else None),
     )
@@ -158,6 +165,11 @@ def _serve(
         in_flight=totals.in_flight,
     )
     return EXIT_OK
+
+
+def _quarantine(config: CloudConfig) -> Quarantine:
+    folder = Path(config.pool.quarantine) if config.pool.quarantine else cache_root() / "quarantine"
+    return Quarantine(folder, config.pool.quarantine_files)
 
 
 @contextmanager

@@ -71,6 +71,7 @@ class CloudMetrics:
         exporter.add("rac_cloud_worker_busy_seconds_total", done.slot, amount=done.busy_ns / 1e9)
         exporter.add("rac_cloud_worker_frames_total", done.slot, amount=num_frames)
         exporter.set("rac_cloud_worker_last_batch_timestamp_seconds", self._wall_clock(), done.slot)
+        exporter.set("rac_cloud_worker_resident_bytes", done.answer.resident_bytes, done.slot)
 
     def answered(self, answered: AnsweredFrame) -> None:
         if answered.outcome is not Outcome.OK:
@@ -134,7 +135,7 @@ class CloudMetrics:
             "rac_cloud_sink_dropped_total",
             {str(place): sink.dropped for place, sink in enumerate(self._sinks)},
         )
-        self._health.set_reasons([] if front.has_workers else ["no worker can serve yet"])
+        self._health.set_reasons(front.obstacles())
 
     def _publish_sessions(self, front: CloudFront) -> None:
         statistics = front.sessions.statistics()

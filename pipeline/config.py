@@ -105,9 +105,10 @@ class EndpointSection(Section):
 
 class NodeLinkSection(Section):
     result_timeout_s: Seconds = Field(
-        10.0,
+        20.0,
         description="How long a sent frame waits for its result before it counts as expired. Shorter frees"
-        " its place sooner, longer forgives a slow cloud.",
+        " its place sooner; longer forgives a cloud whose workers hang: with its defaults it needs up to 19 s"
+        " to try such a frame three times.",
     )
     reconnect_min_s: Seconds = Field(0.5, description="Longest wait before the first new try to connect.")
     reconnect_max_s: Seconds = Field(
@@ -303,9 +304,24 @@ class PoolSection(Section):
         5.0, description="Frames older than this when their batch is made are given up as stale."
     )
     batch_timeout_s: Seconds = Field(
-        10.0,
+        3.0,
         description="How long a worker may take for a batch before it counts as hung and is started again."
-        " Too short a time kills workers that are only slow.",
+        " Too short a time kills workers that are only slow; three of these times and two starts of a worker"
+        " should fit into the nodes' link.result_timeout_s, for a frame is tried three times at most.",
+    )
+    worker_memory_mb: Annotated[int, Field(ge=0, le=1_048_576)] = Field(
+        2048,
+        description="A worker with more memory than this is started anew between two batches; 0: none is. One"
+        " with the default bundle takes a quarter of it.",
+    )
+    quarantine: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder for the bitstreams of frames that broke workers, for whoever looks for the cause;"
+        " null: quarantine in the cache folder.",
+    )
+    quarantine_files: Annotated[int, Field(ge=0, le=10_000)] = Field(
+        32, description="Bitstreams that are kept there at most, the newest; 0: none."
     )
 
 

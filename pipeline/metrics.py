@@ -147,7 +147,7 @@ HANDSHAKE: Final = Label(
 )
 SESSION_END: Final = Label("reason", tuple(reason.value for reason in CloseReason))
 WORKER_STATE: Final = Label("state", ("starting", "ready", "busy", "dead"))
-WORKER_LOSS: Final = Label("reason", ("crash", "hang"))
+WORKER_LOSS: Final = Label("reason", ("crash", "hang", "memory"))
 TOP: Final = Label("top", ("1", "5"))
 LOG_LEVEL: Final = Label("level", ("debug", "info", "warning", "error", "critical"))
 
@@ -279,6 +279,7 @@ CLOUD_METRICS: Final = (
     _counter("rac_cloud_worker_restarts_total", "Workers that were lost, by cause.", "", WORKER_LOSS),
     _counter("rac_cloud_worker_busy_seconds_total", "Time that a slot's worker had a batch.", "s", WORKER),
     _counter("rac_cloud_worker_frames_total", "Frames that a slot's worker answered.", "frames", WORKER),
+    _gauge("rac_cloud_worker_resident_bytes", "Memory of a slot's worker after its last batch.", "bytes", WORKER),
     _gauge(
         "rac_cloud_worker_last_batch_timestamp_seconds",
         "When a slot's worker last answered.",

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS: dict[str, int] = {
     **dict.fromkeys(
         (
-            "admission", "authorisation", "batching", "classes", "cloud_actions", "cloud_ledger",
+            "admission", "attempts", "authorisation", "batching", "classes", "cloud_actions", "cloud_ledger",
             "cloud_session", "config", "config_base", "config_files", "config_sample", "config_security",
             "credit_window", "errors", "heartbeat", "ledger", "masking", "metrics", "node_limits", "percentiles",
             "rate_control", "replay", "result_memory", "session", "spool_records", "totals", "wire", "wire_fields",

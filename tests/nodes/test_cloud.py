@@ -15,6 +15,7 @@ import pytest
 
 from nodes.cloud import AnsweredFrame, CloudFront, peek_operating_point
 from nodes.pool import BatchDone, SlotState, WorkerLost, WorkerReady
+from nodes.worker import Panic
 from pipeline.admission import Admission, connection_of
 from pipeline.authorisation import KEY_CHARS, AllowList, NamedKey
 from pipeline.batching import Batch, Batcher, BatcherSettings
@@ -204,11 +205,94 @@ def test_batch_of_a_lost_worker_is_tried_once_more(bench: Bench) -> None:
     assert [number for number, _ in bench.pool.jobs] == [0, 1]
 
 
-def test_batch_that_breaks_two_workers_is_given_up(bench: Bench) -> None:
-    bench.run(bench.hello(), bench.frames(0, 3), 1, lambda: bench.pool.lose(0), 1, lambda: bench.pool.lose(0), 1)
-    assert bench.outcomes() == {"worker_lost": 4}
-    assert {result.text for result in bench.door.results()} == {"2 workers were lost with it"}
+def lose_with(bench: Bench, sequence: int, exit_code: int = -11) -> Callable[[], None]:
+    """Workers answer what they have, but for those with one certain frame: they are lost."""
+
+    def work() -> None:
+        for slot in bench.pool.busy():
+            assert slot.job is not None
+            if any(frame.bitstream == make_frame_message(sequence).bitstream for frame in slot.job.frames):
+                bench.pool.lose(slot.number, exit_code=exit_code)
+            else:
+                bench.pool.finish(slot.number)
+
+    return work
+
+
+def test_frame_that_breaks_its_workers_is_found_and_costs_no_other(bench: Bench) -> None:
+    bench = Bench(workers=2)
+    step = lose_with(bench, 2)
+    bench.run(bench.hello(), bench.frames(0, 3), 1, *[step, 1] * 8)
+    assert bench.outcomes() == {"ok": 3, "poison": 1}
+    (poison,) = [result for result in bench.door.results() if result.outcome is Outcome.POISON]
+    assert (poison.sequence, poison.text) == (2, "3 workers were lost with it, the last one with it alone")
     assert sum(result.credit for result in bench.door.results()) == 4
+    # Whole, whole again elsewhere, then alone one after the other.
+    assert [len(job.frames) for _, job in bench.pool.jobs] == [4, 4, 1, 1, 1, 1]
+    assert [number for number, _ in bench.pool.jobs][:2] == [0, 1]
+    assert len(bench.notes.lost) == 3
+
+
+def test_bytes_that_broke_workers_are_known_when_they_come_again(bench: Bench) -> None:
+    """A scene that stands still gives the same bytes with every picture; it must not go on killing workers."""
+    step = lose_with(bench, 0)
+    bench.run(
+        bench.hello(),
+        bench.frames(0, 0),
+        bench.wait(5 * MS),
+        *[1, step] * 4,
+        bench.hello("yard"),
+        bench.frames(0, 0, "yard"),
+        2,
+    )
+    assert bench.outcomes() == {"poison": 2}
+    assert len(bench.notes.lost) == 2
+    assert bench.door.results(b"yard")[0].text == "the same bytes broke workers before"
+
+
+def test_frame_whose_workers_were_killed_from_outside_is_not_accused(bench: Bench) -> None:
+    step = lose_with(bench, 0, exit_code=-9)
+    bench.run(bench.hello(), bench.frames(0, 1), bench.wait(5 * MS), *[1, step] * 8)
+    assert bench.outcomes() == {"ok": 1, "worker_lost": 1}
+    assert len(bench.front._poisons) == 0
+
+
+def test_frames_that_broke_two_workers_are_tried_however_old_they_are(bench: Bench) -> None:
+    """Else a frame that hangs its workers would be stale before it is found."""
+    bench.run(
+        bench.hello(),
+        bench.frames(0, 3),
+        1,
+        lambda: bench.pool.lose(0),
+        1,
+        bench.wait(MAX_AGE_NS),
+        lambda: bench.pool.lose(0),
+        1,
+        *[lambda: bench.pool.finish(0), 1] * 4,
+    )
+    assert bench.outcomes() == {"ok": 4}
+
+
+def test_panic_of_native_code_is_poison(bench: Bench) -> None:
+    answers = [make_classes(), Panic("native panic: index"), make_classes(), make_classes()]
+    bench.run(bench.hello(), bench.frames(0, 3), 1, lambda: bench.pool.finish(0, answers), 1)
+    assert bench.outcomes() == {"ok": 3, "poison": 1}
+    assert bench.notes.lost == []
+
+
+def test_cloud_says_why_it_is_not_ready(bench: Bench) -> None:
+    said: list[list[str]] = []
+
+    def say() -> None:
+        said.append(bench.front.obstacles())
+
+    def set_state(state: SlotState) -> Callable[[], None]:
+        return lambda: setattr(bench.pool.slots[0], "state", state)
+
+    bench.run(say, set_state(SlotState.STARTING), say, set_state(SlotState.DEAD), say, set_state(SlotState.BUSY), say)
+    say()
+    reason = "no worker can serve: {} starting, {} lost and waiting for their next start"
+    assert said == [[], [reason.format(1, 0)], [reason.format(0, 1)], [], ["stopping"]]
 
 
 def test_second_try_goes_before_newer_frames(bench: Bench) -> None:
@@ -521,9 +605,9 @@ def test_storm_answers_every_frame_once(seed: int) -> None:
         for slot in bench.pool.busy()[:1]:
             fate = random.integers(8)
             if fate == 0:
-                bench.pool.lose(slot.number, comes_back=False)
+                bench.pool.lose(slot.number, comes_back=False, exit_code=-9)
             elif fate == 1:
-                bench.pool.lose(slot.number)
+                bench.pool.lose(slot.number, exit_code=-9)
             else:
                 bench.pool.finish(slot.number)
 
