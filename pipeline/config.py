@@ -311,8 +311,8 @@ class PoolSection(Section):
     )
     worker_memory_mb: Annotated[int, Field(ge=0, le=1_048_576)] = Field(
         2048,
-        description="A worker with more memory than this is started anew between two batches; 0: none is. One"
-        " with the default bundle takes a quarter of it.",
+        description="A worker with more memory than this is started anew between two batches; 0: none is. With"
+        " one bundle it takes about 600.",
     )
     quarantine: str | None = Field(
         None,

@@ -48,9 +48,9 @@ def starter(folder: Path, programs: ExitStack) -> Start:
     return start
 
 
-def start_cloud(start: Start, *arguments: str, **settings: str) -> Program:
+def start_cloud(start: Start, *arguments: str, program: str = "rac-cloud", **settings: str) -> Program:
     """A cloud of its own on any port, with a worker that can serve."""
-    cloud = start("rac-cloud", *START_WITH, *arguments, **settings)
+    cloud = start(program, *START_WITH, *arguments, **settings)
     cloud.wait_event("ready")
     return cloud
 

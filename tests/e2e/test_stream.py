@@ -153,36 +153,6 @@ def test_video_goes_round_and_round(cloud: Program, start: Start, tmp_path: Path
     assert set(summary["dropped"]) <= {"shutdown"}
 
 
-def test_results_go_on_when_a_worker_is_killed(cloud: Program, start: Start) -> None:
-    node = start("rac-node", *node_arguments(cloud, "test:?fps=30"), "--reference-every", "2")
-    node.wait_event("result", 20)
-    before = restarts(cloud.metrics(), "crash")
-    os.kill(cloud.workers()[0], signal.SIGKILL)
-    node.wait_more("result", 20)
-    found = cloud.wait_metrics(lambda found: restarts(found, "crash") == before + 1)
-    cloud.wait_metrics(lambda found: found["rac_cloud_workers", "ready"] + found["rac_cloud_workers", "busy"] == 2)
-    assert sum_of(found, "rac_cloud_results_total") + found["rac_cloud_in_flight_frames",] > 0
-    summary = node.end(within_s=STOP_LIMIT_S)
-    # What the worker had was tried again elsewhere.
-    assert set(summary["dropped"]) <= ORDINARY | {"shutdown"}
-
-
-def test_worker_that_is_stopped_is_replaced(cloud: Program, start: Start) -> None:
-    """With references, so that its batches are larger than what a socket takes at once."""
-    node = start("rac-node", *node_arguments(cloud, "test:?fps=30"), "--reference-every", "1")
-    node.wait_event("result", 20)
-    before = restarts(cloud.metrics(), "hang")
-    stopped = cloud.workers()[0]
-    os.kill(stopped, signal.SIGSTOP)
-    node.wait_more("result", 20)
-    cloud.wait_metrics(lambda found: restarts(found, "hang") == before + 1)
-    assert_gone([stopped])
-    cloud.wait_metrics(lambda found: found["rac_cloud_workers", "ready"] + found["rac_cloud_workers", "busy"] == 2)
-    node.wait_more("result", 5)
-    summary = node.end(within_s=STOP_LIMIT_S)
-    assert set(summary["dropped"]) <= ORDINARY | {"shutdown", "stale"}
-
-
 def test_node_comes_back_by_itself_when_the_cloud_is_killed_and_started_again(start: Start) -> None:
     often = {"RAC_LINK__HEARTBEAT_S": "0.5", "RAC_LINK__PEER_TIMEOUT_S": "2"}
     first = start_cloud(start, **often)
