@@ -29,8 +29,9 @@ BATCH_TIMEOUT_S = 2.0
 GAUGE_AGE_S = 1.2
 # A worker of the default bundle has about 600; one leak is over it.
 MEMORY_LIMIT_MB = 750
-# What may become of a live camera's frame while workers come and go, though not one is to blame.
-INNOCENT_ENDS = {"superseded", "no_credit", "link_down", "rate_limit", "stale", "shutdown"}
+# What may become of a live camera's frame while workers come and go, though not one is to blame: the last word is for
+# frames whose workers were both killed from outside.
+INNOCENT_ENDS = {"superseded", "no_credit", "link_down", "rate_limit", "stale", "shutdown", "worker_lost"}
 
 
 class Stranger:
