@@ -185,6 +185,8 @@ class CloudFront:
     def _refuse(self, routing_id: bytes, refusal: Refusal) -> None:
         if refusal.code is not None:
             self._perform(self.sessions.turn_away(routing_id, refusal.code, refusal.text))
+        if refusal.ends_connection:
+            self.door.end_last_connection()
 
     def _perform(self, actions: Sequence[CloudAction]) -> None:
         for action in actions:

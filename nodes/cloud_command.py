@@ -188,7 +188,13 @@ def _sink(text: str) -> Iterator[ResultSink]:
 def _door(config: CloudConfig, context: zmq.Context[zmq.Socket[bytes]], secret: NamedKey | None) -> Iterator[FrontDoor]:
     """The bound socket; bound before anything takes time, so that a port that is taken shows at once."""
     try:
-        door = FrontDoor(context, config.link.bind, config.link.max_message_bytes, secret.key if secret else None)
+        door = FrontDoor(
+            context,
+            config.link.bind,
+            config.link.max_message_bytes,
+            secret_key=secret.key if secret else None,
+            window_frames=config.link.credit,
+        )
     except zmq.ZMQError as error:
         text = f"{config.link.bind} cannot be bound: {error.strerror}"
         raise ConfigError("configuration", "link.bind", text) from error

@@ -131,6 +131,7 @@ class CloudMetrics:
             "rac_cloud_network_bytes_total",
             {"sent": front.door.sent_bytes, "received": front.door.received_bytes},
         )
+        self._grow(("rac_cloud_connections_ended_total",), front.door.connections.ended)
         self._carry(
             "rac_cloud_sink_dropped_total",
             {str(place): sink.dropped for place, sink in enumerate(self._sinks)},

@@ -27,10 +27,12 @@ class Refusal:
 
     Attributes:
         code: what the peer is told, at the cost of its session; None: nothing, it has been told.
+        ends_connection: it has been told and goes on sending.
     """
 
     code: RejectCode | None
     text: str = ""
+    ends_connection: bool = False
 
 
 def connection_of(routing_id: bytes, key: str) -> bytes:
@@ -65,7 +67,9 @@ class Admission:
         """Look at a message's size and at who sends it, before it is parsed."""
         peer = self._peer(connection)
         if self._limits.cut_off_text(peer, now_ns) is not None:
-            return None if self._limits.is_heard(peer, now_ns) else Refusal(None)
+            if self._limits.is_heard(peer, now_ns):
+                return None
+            return Refusal(None, ends_connection=self._limits.is_flooding(peer))
         broken = self._limits.arrive(peer, num_bytes, now_ns)
         return None if broken is None else Refusal(RejectCode.LIMITS, broken)
 

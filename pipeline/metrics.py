@@ -250,6 +250,7 @@ CLOUD_METRICS: Final = (
     _gauge("rac_cloud_allowed_keys", "Public keys that may connect; 0 without keys.", "keys"),
     _gauge("rac_cloud_allow_list_outdated", "Whether the list on disk is unusable and an older one holds.", "0 or 1"),
     _counter("rac_cloud_sessions_closed_total", "Sessions that ended, by cause.", "", SESSION_END),
+    _counter("rac_cloud_connections_ended_total", "Connections cut because of what came over them.", ""),
     _counter("rac_cloud_frames_received_total", "Accepted frames.", "frames", DEPTH),
     _counter("rac_cloud_network_bytes_total", "Bytes of all messages with framing.", "bytes", DIRECTION),
     _counter("rac_cloud_bitstream_bytes_total", "Bytes of bitstreams received.", "bytes", DEPTH),

@@ -21,6 +21,8 @@ BURST_S = 2.0
 # Beside frames: heartbeats both ways, a handshake, and pieces of a bundle, of which 100 a second are 12 MB/s.
 OTHER_MESSAGES_PER_SECOND = 100.0
 HEARING_EVERY_NS = NS_PER_S
+# What an honest node has on the way when it is told comes on top of it: its credit window.
+IGNORED_MESSAGES = 100
 # Peers are nodes on the allow-list, or connections: those without a session are remembered up to here.
 MAX_PEERS = 4096
 
@@ -69,6 +71,7 @@ class _Peer:
     cut_until_ns: int | None = None
     broken: str = ""
     next_hearing_ns: int = 0
+    ignored: int = 0
 
 
 class NodeLimits:
@@ -119,8 +122,17 @@ class NodeLimits:
         """Whether a message of a peer that is cut off should be looked at: one a second."""
         entry = self._entry(peer, now_ns)
         if now_ns < entry.next_hearing_ns:
+            entry.ignored += 1
             return False
         entry.next_hearing_ns = now_ns + HEARING_EVERY_NS
+        return True
+
+    def is_flooding(self, peer: bytes) -> bool:
+        """Whether a peer that is cut off goes on sending more than it can have had on the way; starts anew if so."""
+        entry = self._peers.get(peer)
+        if entry is None or entry.ignored <= IGNORED_MESSAGES + self._settings.window_frames:
+            return False
+        entry.ignored = 0
         return True
 
     def forget(self, peer: bytes, now_ns: int) -> None:
@@ -153,6 +165,6 @@ class NodeLimits:
 
     def _cut_off(self, entry: _Peer, broken: str, now_ns: int) -> str:
         entry.cut_until_ns = now_ns + self._settings.cut_off_ns
-        entry.broken = broken
+        entry.broken, entry.ignored = broken, 0
         entry.next_hearing_ns = now_ns + HEARING_EVERY_NS
         return broken

@@ -321,7 +321,7 @@ class FakeDoor:
         self.inbox: list[tuple[bytes, list[bytes]]] = []
         self.sent: list[tuple[bytes, Message]] = []
         self.gone: set[bytes] = set()
-        self.sent_bytes = self.received_bytes = 0
+        self.sent_bytes = self.received_bytes = self.ended_connections = 0
 
     def put(self, routing_id: bytes, message: Message | list[bytes]) -> None:
         """Let a message of a node arrive."""
@@ -337,6 +337,9 @@ class FakeDoor:
         self.sent.append((routing_id, parse(list(parts))))
         self.sent_bytes += framed_bytes(parts)
         return True
+
+    def end_last_connection(self) -> None:
+        self.ended_connections += 1
 
     def results(self, routing_id: bytes | None = None) -> list[Result]:
         """RESULTs that were sent, to one node or to all."""

@@ -54,7 +54,7 @@ class FakeFront:
         self.sessions = CloudSessions(CloudSettings(frozenset({BUNDLE_ID})), lambda: bytes(8))
         self.batcher = Batcher[FrameArrived](BatcherSettings())
         self.pool = FakePool(2)
-        self.door = SimpleNamespace(sent_bytes=500, received_bytes=9000)
+        self.door = SimpleNamespace(sent_bytes=500, received_bytes=9000, connections=SimpleNamespace(ended=3))
         self.trouble: list[str] = []
 
     def obstacles(self) -> list[str]:

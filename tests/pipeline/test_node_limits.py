@@ -96,6 +96,17 @@ def test_peer_that_is_cut_off_is_heard_once_a_second(limits: NodeLimits) -> None
     assert [number for number, was in enumerate(heard) if was] == [100, 200]
 
 
+def test_peer_that_goes_on_although_it_was_told_is_flooding(limits: NodeLimits) -> None:
+    """What an honest one may have had on the way is forgiven: its credit window and some more."""
+    limits.arrive(b"a", 60_000, START)
+    flooding = []
+    for _ in range(250):
+        assert not limits.is_heard(b"a", START)
+        flooding.append(limits.is_flooding(b"a"))
+    assert [number for number, is_flooding in enumerate(flooding, 1) if is_flooding] == [109, 218]
+    assert not limits.is_flooding(b"b")
+
+
 def test_peer_that_leaves_cannot_shake_off_its_sentence(limits: NodeLimits) -> None:
     limits.arrive(b"a", 60_000, START)
     limits.arrive(b"b", 10, START)
