@@ -151,7 +151,7 @@ class FaultProxy:
             async with asyncio.TaskGroup() as ways:
                 ways.create_task(self._pass_on(self.up, reader, far_writer))
                 ways.create_task(self._pass_on(self.down, far_reader, writer))
-        except* OSError:  # one side went away, which takes the other one along
+        except* (OSError, asyncio.CancelledError):  # one side went away, which takes the other one along; or the end
             pass
         finally:
             self._writers -= {writer, far_writer}

@@ -11,10 +11,10 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.e2e.programs import Event, Program, Series, check_balance, sum_of
+from tests.e2e.programs import Event, Program, check_balance, node_metrics_balance, sum_of
 
 MIB = 2**20
 # A process that leaks a frame's buffers or a connection's queue passes this within seconds of a fault.
@@ -48,10 +48,18 @@ def check_ends_agree(nodes: Sequence[Event], clouds: Sequence[Event]) -> None:
         assert dropped[reason] <= given[reason] <= dropped[reason] + late + lost, (reason, nodes, clouds)
 
 
-def cloud_metrics_balance(found: Mapping[Series, float]) -> bool:
-    """Whether a cloud's page balances; received frames are counted as they come, so the page may run behind them."""
-    ended = sum_of(found, "rac_cloud_results_total") + found["rac_cloud_in_flight_frames",]
-    return ended <= sum_of(found, "rac_cloud_frames_received_total")
+def check_pages(nodes: Sequence[Program], clouds: Sequence[Program]) -> None:
+    """The metrics of running programs balance: a node's page is of one moment.
+
+    A cloud counts received frames as they come and publishes their ends once a second, and a page is not rendered at
+    once: what one page says has ended, the next one says was received.
+    """
+    for node in nodes:
+        assert node_metrics_balance(node.metrics()), node.errors
+    for cloud in clouds:
+        first, second = cloud.metrics(), cloud.metrics()
+        ended = sum_of(first, "rac_cloud_results_total") + first["rac_cloud_in_flight_frames",]
+        assert ended <= sum_of(second, "rac_cloud_frames_received_total"), (first, second)
 
 
 def resident_bytes(pid: int) -> int:

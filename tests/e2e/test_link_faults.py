@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.e2e.balance import RECOVERIES, Watched, check_ends_agree, cloud_metrics_balance, longest_gap_s
+from tests.e2e.balance import RECOVERIES, Watched, check_ends_agree, check_pages, longest_gap_s
 from tests.e2e.conftest import Start, start_cloud, starter
-from tests.e2e.programs import Event, Program, node_metrics_balance, sum_of
+from tests.e2e.programs import Event, Program, sum_of
 from tests.fault_proxy import FaultProxy
 
 pytest.importorskip("skimage", reason="photographs are missing: pip install 'edge-cloud-rac[demo]'")
@@ -36,8 +36,7 @@ class Line:
     def end(self) -> Event:
         """Stop the node; its summary."""
         self.watched.check_growth()
-        assert node_metrics_balance(self.node.metrics())
-        assert cloud_metrics_balance(self.cloud.metrics())
+        check_pages([self.node], [self.cloud])
         return self.node.end()
 
 
@@ -117,13 +116,17 @@ def test_slow_and_uneven_line_only_costs_time(line: Line) -> None:
     assert "lost_in_link" not in line.end()["dropped"]
 
 
-def test_line_too_narrow_for_the_camera_drops_at_the_node(line: Line) -> None:
-    """Credit comes back with results only, so nothing piles up: frames are superseded or find no credit."""
-    line.proxy.up.bytes_per_s = 8_000.0
+@pytest.mark.parametrize(("way", "bytes_per_s"), [("up", 8_000.0), ("down", 2_000.0)])
+def test_line_too_narrow_for_the_camera_drops_at_the_node(line: Line, way: str, bytes_per_s: float) -> None:
+    """Credit comes back with results only, so nothing piles up: frames are superseded or find no credit.
+
+    Downwards it is a node that reads slowly.
+    """
+    getattr(line.proxy, way).bytes_per_s = bytes_per_s
     began_s = time.monotonic()
     line.node.wait_more("result", 20)
     assert longest_gap_s(line.node, began_s) < 20.0
-    line.proxy.up.bytes_per_s = None
+    getattr(line.proxy, way).bytes_per_s = None
     line.node.wait_more("result", 10)
     dropped = line.end()["dropped"]
     assert dropped.get("no_credit", 0) + dropped.get("superseded", 0) > 0

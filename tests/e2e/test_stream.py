@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import zmq
 
-from nodes.lifecycle import EXIT_FAILURE, EXIT_USAGE
+from nodes.lifecycle import EXIT_USAGE
 from nodes.sources import find_photographs
 from pipeline.bitstream import Bitstream, pack_bitstream
 from pipeline.bundle import load_bundle, seal_bundle
@@ -219,24 +219,6 @@ def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port: int = server.getsockname()[1]
         return port
-
-
-def test_second_signal_ends_at_once(start: Start) -> None:
-    """With workers that hold still, so that the first one would wait for long."""
-    cloud = start_cloud(start, RAC_DRAIN_S="50", RAC_POOL__BATCH_TIMEOUT_S="50")
-    node = start("rac-node", *node_arguments(cloud, "test:"), RAC_DRAIN_S="50")
-    node.wait_event("result", 5)
-    for pid in cloud.workers():
-        os.kill(pid, signal.SIGSTOP)
-    cloud.wait_metrics(lambda found: found["rac_cloud_in_flight_frames",] > 0)
-    for program in (node, cloud):
-        children = program.children()
-        program.send_signal(signal.SIGTERM)
-        # Another one, for two of the same before the first is seen are one.
-        program.send_signal(signal.SIGINT)
-        assert program.process.wait(5.0) == EXIT_FAILURE
-        assert "Traceback" not in program.errors
-        assert_gone(children)
 
 
 def test_stop_before_anything_runs(start: Start) -> None:
