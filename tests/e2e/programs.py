@@ -169,7 +169,9 @@ class Program:
             found = self.metrics()
             if is_met(found):
                 return found
-            assert time.monotonic() < limit_s, (found, self.errors)
+            if time.monotonic() > limit_s:
+                shown = {key: value for key, value in found.items() if value and not key[0].endswith("_bucket")}
+                raise AssertionError(f"{self.name}: the metrics did not come to it: {shown} {self.errors}")
             pause.wait(0.1)
 
     def children(self) -> list[int]:

@@ -9,17 +9,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
 import pytest
-import zmq
 
-from pipeline.bitstream import Bitstream, pack_bitstream
-from pipeline.bundle import load_bundle
-from pipeline.entropy.rans import encode_symbols
-from pipeline.wire import CameraEntry, FrameMessage, Hello, Ping, Pong, Result, Welcome, pack, parse
 from tests.e2e.balance import RECOVERIES, Watched, longest_gap_s, wait_until
 from tests.e2e.conftest import Start, start_cloud, starter
-from tests.e2e.fragile import order
+from tests.e2e.peer import SoundPeer
 from tests.e2e.programs import PATIENCE_S, Program, Series, assert_gone
 
 pytest.importorskip("skimage", reason="photographs are missing: pip install 'edge-cloud-rac[demo]'")
@@ -32,62 +26,6 @@ MEMORY_LIMIT_MB = 750
 # What may become of a live camera's frame while workers come and go, though not one is to blame: the last word is for
 # frames whose workers were both killed from outside.
 INNOCENT_ENDS = {"superseded", "no_credit", "link_down", "rate_limit", "stale", "shutdown", "worker_lost"}
-
-
-class Stranger:
-    """Speaks the protocol with a cloud, frame by frame, and sends what no encoder makes."""
-
-    def __init__(self, cloud: Program) -> None:
-        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self.socket: zmq.Socket[bytes] = self.context.socket(zmq.DEALER)
-        self.socket.setsockopt(zmq.LINGER, 0)
-        self.socket.connect(cloud.get("start")[0]["endpoint"])
-        self._bundle = load_bundle("default")
-        self._sequence = -1
-        self.join()
-
-    def join(self) -> None:
-        """Begin a session; anew where the test took longer than a silent peer is kept."""
-        hello = Hello(0, "stranger", os.urandom(16), (self._bundle.bundle_id,), (CameraEntry(0, "x"),))
-        self.socket.send_multipart(pack(hello))
-        self._wait_for(Welcome)
-
-    def send(self, word: str, *, shade: int = 0) -> bytes:
-        """Send a sound frame whose reference orders something; return its bitstream.
-
-        Args:
-            shade: makes other bytes.
-        """
-        depth, level16 = self._bundle.manifest.depths[0], self._bundle.default_level16
-        symbols = np.zeros(self._bundle.manifest.latent_shape, np.int32)
-        symbols[self._bundle.tables[depth, level16].sizes > 0, 0, :3] = shade
-        words = encode_symbols(symbols, self._bundle.tables[depth, level16])
-        bitstream = pack_bitstream(Bitstream(0, self._bundle.id8, depth, level16, words))
-        self._sequence += 1
-        self.socket.send_multipart(pack(FrameMessage(0, self._sequence, 0, 0, None, bitstream, order(word))))
-        return bitstream
-
-    def result(self) -> Result:
-        """The next answer."""
-        result = self._wait_for(Result)
-        assert isinstance(result, Result)
-        return result
-
-    def close(self) -> None:
-        self.socket.close()
-        self.context.term()
-
-    def _wait_for(self, kind: type) -> object:
-        limit_s = time.monotonic() + PATIENCE_S
-        while time.monotonic() < limit_s:
-            if not self.socket.poll(100):
-                continue
-            message = parse(self.socket.recv_multipart())
-            if isinstance(message, Ping):
-                self.socket.send_multipart(pack(Pong(message.token, message.sent_ns)))
-            elif isinstance(message, kind):
-                return message
-        raise AssertionError(f"no {kind.__name__} came")
 
 
 def restarts(found: Mapping[Series, float], reason: str) -> float:
@@ -157,8 +95,8 @@ def node(cloud: Program, start: Start) -> Iterator[Program]:
 
 
 @pytest.fixture
-def stranger(cloud: Program) -> Iterator[Stranger]:
-    made = Stranger(cloud)
+def stranger(cloud: Program) -> Iterator[SoundPeer]:
+    made = SoundPeer(cloud)
     yield made
     made.close()
 
@@ -206,7 +144,7 @@ def test_cloud_without_workers_says_so_until_it_has_one(cloud: Program, node: Pr
 
 
 def test_frame_that_crashes_workers_is_found_and_kept(
-    cloud: Program, node: Program, stranger: Stranger, quarantine: Path
+    cloud: Program, node: Program, stranger: SoundPeer, quarantine: Path
 ) -> None:
     before = restarts(cloud.metrics(), "crash")
     began_s = time.monotonic()
@@ -231,7 +169,7 @@ def test_frame_that_crashes_workers_is_found_and_kept(
 
 
 def test_frame_that_hangs_workers_is_found_before_its_node_gives_up(
-    cloud: Program, node: Program, stranger: Stranger
+    cloud: Program, node: Program, stranger: SoundPeer
 ) -> None:
     before = restarts(cloud.metrics(), "hang")
     began_s = time.monotonic()
@@ -244,7 +182,7 @@ def test_frame_that_hangs_workers_is_found_before_its_node_gives_up(
 
 
 def test_panic_costs_its_frame_and_no_worker(
-    cloud: Program, node: Program, stranger: Stranger, quarantine: Path
+    cloud: Program, node: Program, stranger: SoundPeer, quarantine: Path
 ) -> None:
     before = {reason: restarts(cloud.metrics(), reason) for reason in ("crash", "hang", "memory")}
     bad = stranger.send("panic", shade=4)
@@ -254,7 +192,7 @@ def test_panic_costs_its_frame_and_no_worker(
     assert {reason: restarts(cloud.metrics(), reason) for reason in before} == before
 
 
-def test_worker_that_grows_is_replaced_between_batches(cloud: Program, node: Program, stranger: Stranger) -> None:
+def test_worker_that_grows_is_replaced_between_batches(cloud: Program, node: Program, stranger: SoundPeer) -> None:
     found = cloud.metrics()
     before = restarts(found, "memory")
     assert (
