@@ -188,9 +188,9 @@ class FaultProxy:
             if way.bytes_left is not None:
                 piece = piece[: way.bytes_left]
                 way.bytes_left -= len(piece)
+            way.passed_bytes += len(piece)
             writer.write(piece)
             await writer.drain()
-            way.passed_bytes += len(piece)
             if way.bytes_left == 0:
                 way.bytes_left = None
                 raise ConnectionResetError("cut where the test said")
