@@ -58,6 +58,9 @@ def node_main(argv: Sequence[str] | None = None) -> int:
         config = load_config(NodeConfig, *_layers(arguments))
         cameras = parse_cameras([camera.argument for camera in config.cameras])
         if arguments.check_config:
+            from nodes.security import load_link_keys
+
+            load_link_keys(config)
             return _approve(config, arguments, "" if cameras else ", but no camera yet: add --camera")
         if not cameras:
             raise ConfigError("command line", "cameras", "name at least one, as in --camera 0")
@@ -80,6 +83,9 @@ def cloud_main(argv: Sequence[str] | None = None) -> int:
 
         config = load_config(CloudConfig, *_layers(arguments))
         if arguments.check_config:
+            from nodes.security import check_cloud_keys
+
+            check_cloud_keys(config)
             return _approve(config, arguments)
         return int(import_module("nodes.cloud_command").run(config, _run_options(config, stop, arguments)))
 

@@ -5,18 +5,23 @@ not the parts of a message: what a peer sends that never sends the last part is 
 a thread looks at every connection of the port ten times a second: what has come over it since it last gave a message
 out must not be more than an honest peer may have on the way, nor may all together be more than `TOTAL_BYTES`.
 
+A connection that has not said anything yet costs a descriptor, and strangers can open many. Only `MAX_SILENT` of them
+are kept, the newest: a node says HELLO as soon as it is connected.
+
 libzmq has no way to end one connection. Its descriptor is known, though: from the messages that came over it, and
 from the kernel. Shutting that down looks to libzmq like a peer that went away.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import socket
 import struct
 import sys
 import threading
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -24,12 +29,30 @@ DESCRIPTORS: Final = Path("/proc/self/fd")
 LOOK_EVERY_S: Final = 0.1
 TOTAL_BYTES: Final = 256 * 2**20
 """Of all connections together, however many somebody opens. Honest ones hold a few frames each."""
+MAX_SILENT: Final = 128
+"""Connections without a message so far; a fleet that comes back at once shakes hands within moments."""
 # struct tcp_info of linux/tcp.h: tcpi_bytes_received, there since Linux 4.1.
 TCP_INFO_BYTES: Final = 136
 BYTES_RECEIVED_OFFSET: Final = 128
 IS_LINUX: Final = sys.platform == "linux"
 
 logger = logging.getLogger("rac.security")
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What is known of a connection.
+
+    Attributes:
+        counted_bytes: received when it last gave a message out.
+        open_bytes: received since.
+        number: rises with every new connection.
+    """
+
+    number: int
+    counted_bytes: int = 0
+    open_bytes: int = 0
+    has_spoken: bool = False
 
 
 class ConnectionGuard:
@@ -49,7 +72,8 @@ class ConnectionGuard:
         """
         self._port, self._limit_bytes, self._total_bytes = port, limit_bytes, total_bytes
         self._heard: set[int] = set()
-        self._counted: dict[int, int] = {}
+        self._seen: dict[int, _Seen] = {}
+        self._numbers = itertools.count()
         self._is_stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="rac-connections", daemon=True)
         self.ended = 0
@@ -66,23 +90,36 @@ class ConnectionGuard:
     def look(self) -> None:
         """One pass over all connections."""
         heard, self._heard = self._heard, set()
-        counted: dict[int, int] = {}
-        open_bytes: dict[int, int] = {}
+        seen: dict[int, _Seen] = {}
         for descriptor in [int(path.name) for path in DESCRIPTORS.iterdir()]:
             received = received_bytes(descriptor, self._port)
             if received is None:
                 continue
-            before = self._counted.get(descriptor, 0)
-            # Fewer than before: the number stands for another connection by now.
-            counted[descriptor] = received if descriptor in heard else before if before <= received else 0
-            open_bytes[descriptor] = received - counted[descriptor]
-        self._counted = counted
-        total_bytes = sum(open_bytes.values())
-        for descriptor in sorted(open_bytes, key=open_bytes.__getitem__, reverse=True):
-            if open_bytes[descriptor] <= self._limit_bytes and total_bytes <= self._total_bytes:
+            entry = self._seen.get(descriptor)
+            if entry is None or received < entry.counted_bytes:  # the number stands for another connection by now
+                entry = _Seen(next(self._numbers))
+            if descriptor in heard:
+                entry.counted_bytes, entry.has_spoken = received, True
+            entry.open_bytes = received - entry.counted_bytes
+            seen[descriptor] = entry
+        self._seen = seen
+        self._end_the_largest()
+        self._end_the_silent()
+
+    def _end_the_largest(self) -> None:
+        total_bytes = sum(entry.open_bytes for entry in self._seen.values())
+        for descriptor, entry in sorted(self._seen.items(), key=lambda item: -item[1].open_bytes):
+            if entry.open_bytes <= self._limit_bytes and total_bytes <= self._total_bytes:
                 break
-            logger.warning("ended a connection: %d bytes without a whole message", open_bytes[descriptor])
-            total_bytes -= open_bytes[descriptor]
+            logger.warning("ended a connection: %d bytes without a whole message", entry.open_bytes)
+            total_bytes -= entry.open_bytes
+            self.end(descriptor)
+
+    def _end_the_silent(self) -> None:
+        silent = [descriptor for descriptor, entry in self._seen.items() if not entry.has_spoken]
+        silent.sort(key=lambda descriptor: self._seen[descriptor].number)
+        for descriptor in silent[: max(0, len(silent) - MAX_SILENT)]:
+            logger.warning("ended a connection: more than %d have not said anything yet", MAX_SILENT)
             self.end(descriptor)
 
     def end(self, descriptor: int) -> None:

@@ -12,7 +12,7 @@ from typing import Final
 import zmq
 
 from nodes.authenticator import AllowedNodes, Authenticator
-from nodes.key_files import load_public, load_secret, public_of
+from nodes.key_files import load_allow_list, load_public, load_secret, public_of
 from nodes.uplink import LinkKeys
 from pipeline.authorisation import NamedKey
 from pipeline.config import CloudConfig, NodeConfig
@@ -72,6 +72,17 @@ def load_cloud_key(config: CloudConfig) -> NamedKey | None:
     """
     _check(config)
     return None if config.security.key is None else load_secret(Path(config.security.key))
+
+
+def check_cloud_keys(config: CloudConfig) -> None:
+    """Read everything that a start would.
+
+    Raises:
+        ConfigError: it cannot be used.
+    """
+    load_cloud_key(config)
+    if config.security.allowed is not None:
+        load_allow_list(Path(config.security.allowed))
 
 
 @contextmanager

@@ -28,7 +28,8 @@ class SecurityMetrics:
     def summary(self) -> str:
         """The same for people."""
         if self._guard is not None:
-            return f"{len(self._guard.allow_list())} keys allowed"
+            number = len(self._guard.allow_list())
+            return f"{number} key{'s' * (number != 1)} allowed"
         return "INSECURE: no keys" if self._reminder.is_insecure else "no keys: this machine only"
 
     def publish(self) -> None:

@@ -278,7 +278,7 @@ def test_list_that_cannot_be_used_is_an_error_at_the_start_and_none_later(
     assert caplog.text == ""
     clock.now_s += REMIND_EVERY_S
     nodes.refresh()
-    assert "the allow-list stays as it was (1 keys): it is still wrong" in caplog.text
+    assert "the allow-list stays as it was, keys: 1; it is still wrong" in caplog.text
     with pytest.raises(ConfigError, match=r"yard\.pub"):
         AllowedNodes(allowed)
     (allowed / "yard.pub").unlink()

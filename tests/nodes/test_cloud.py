@@ -21,6 +21,7 @@ from pipeline.authorisation import KEY_CHARS, AllowList, NamedKey
 from pipeline.batching import Batch, Batcher, BatcherSettings
 from pipeline.cloud_actions import CloudSettings, FrameArrived, SessionClosed, SessionOpened
 from pipeline.cloud_session import CloudSessions
+from pipeline.errors import SecurityError
 from pipeline.ledger import Outcome
 from pipeline.node_limits import LimitSettings
 from pipeline.wire import Bye, CameraEntry, Hello, Message, Reject, RejectCode, Result, Welcome, pack
@@ -558,6 +559,15 @@ def test_session_of_a_revoked_key_ends_while_it_streams_and_its_frames_have_an_e
     codes = [message.code for to, message in bench.door.sent if isinstance(message, Reject) and to == door]
     assert codes == [RejectCode.NOT_AUTHORISED, RejectCode.NO_SESSION, RejectCode.NOT_AUTHORISED]
     assert bench.outcomes() == {"ok": 1, "unroutable": 2}
+
+
+def test_front_stops_when_nobody_can_be_authorised_any_more() -> None:
+    def allowed() -> AllowList:
+        raise SecurityError("the handler that authorises nodes does not run")
+
+    bench = Bench(admission=Admission(allowed=allowed))
+    with pytest.raises(SecurityError):
+        bench.run(1, 1)
 
 
 def test_operating_point_is_read_from_whole_bitstreams_only() -> None:

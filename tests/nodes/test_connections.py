@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import zmq
 
-from nodes.connections import ConnectionGuard, received_bytes
+from nodes.connections import MAX_SILENT, ConnectionGuard, received_bytes
 from nodes.frontdoor import FrontDoor
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at descriptors in /proc")
@@ -129,6 +129,21 @@ def test_many_connections_together_are_bounded_too(door: FrontDoor) -> None:
     assert [is_open(link) for link in links] == [True, False, True]
     assert guard.ended == 1
     for link in links:
+        link.close()
+
+
+def test_strangers_that_say_nothing_cannot_use_up_the_descriptors(door: FrontDoor) -> None:
+    """The oldest of them go; who has spoken stays, and so does who has just come."""
+    speaker = connect(door)
+    speaker.sendall(LAST_PART)
+    until(lambda: list(door.receive(10)), "nothing came")
+    strangers = [socket.create_connection(("127.0.0.1", port_of(door))) for _ in range(MAX_SILENT + 20)]
+    until(lambda: door.connections.ended >= 20, "nobody was ended")
+    newcomer = connect(door)
+    assert is_open(speaker)
+    assert is_open(newcomer)
+    until(lambda: len(_received(door)) <= MAX_SILENT + 2, "too many are left")
+    for link in (speaker, newcomer, *strangers):
         link.close()
 
 

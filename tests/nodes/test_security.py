@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zmq
 
+from nodes.authenticator import ZAP_ENDPOINT
+from nodes.cli import cloud_main, node_main
 from nodes.key_files import write_pair
+from nodes.lifecycle import EXIT_FAILURE, EXIT_OK, EXIT_USAGE, exit_code_of
 from nodes.security import (
     REMIND_EVERY_S,
     InsecureReminder,
+    authenticator,
     cloud_reminder,
     load_cloud_key,
     load_link_keys,
@@ -19,7 +24,7 @@ from nodes.security import (
     node_reminder,
 )
 from pipeline.config import CloudConfig, NodeConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, SecurityError
 
 OUTSIDE = "tcp://192.0.2.1:5570"
 
@@ -77,6 +82,34 @@ def test_keys_of_a_node(tmp_path: Path) -> None:
     assert (name, keys.public, keys.cloud) == ("door", own.key, (cloud.key,))
     assert keys.secret not in repr(keys)
     assert load_link_keys(NodeConfig()) is None
+
+
+def test_configuration_is_checked_with_its_keys(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--check-config` says ok only where a start would not fail at once."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("door", "cloud"):
+        write_pair(Path(), name, may_replace=False)
+    node = ["--camera", "test:", "--key", "door.key", "--cloud-key", "cloud.pub", "--check-config"]
+    cloud = ["--key", "cloud.key", "--allowed", "door.pub", "--check-config"]
+    assert node_main(node) == cloud_main(cloud) == EXIT_OK
+    Path("door.key").chmod(0o644)
+    Path("door.pub").write_text("door")
+    assert node_main(node) == cloud_main(cloud) == EXIT_USAGE
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[1].strip() for line in said] == ["door.key", "door.pub"]
+
+
+def test_handler_that_cannot_start_ends_the_program(tmp_path: Path) -> None:
+    """Never a cloud that runs on without it."""
+    write_pair(tmp_path, "cloud", may_replace=False)
+    config = cloud_config(key=str(tmp_path / "cloud.key"), allowed=str(tmp_path / "cloud.pub"))
+    with zmq.Context() as context, context.socket(zmq.REP) as other:
+        other.bind(ZAP_ENDPOINT)
+        with pytest.raises(SecurityError) as caught, authenticator(config, context, lambda: 0):
+            raise AssertionError("it runs")
+    assert exit_code_of(caught.value) == EXIT_FAILURE
 
 
 def test_own_key_in_place_of_the_clouds_is_found_at_the_start(tmp_path: Path) -> None:
