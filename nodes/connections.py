@@ -72,6 +72,7 @@ class ConnectionGuard:
         """
         self._port, self._limit_bytes, self._total_bytes = port, limit_bytes, total_bytes
         self._heard: set[int] = set()
+        self._is_read = False
         self._seen: dict[int, _Seen] = {}
         self._numbers = itertools.count()
         self._is_stopping = threading.Event()
@@ -82,6 +83,10 @@ class ConnectionGuard:
         """Look from now on."""
         if IS_LINUX:
             self._thread.start()
+
+    def read(self) -> None:
+        """Messages are being taken from the socket; while nobody does, silence is nobody's fault."""
+        self._is_read = True
 
     def hear(self, descriptor: int) -> None:
         """A message was given out that came over this connection."""
@@ -104,7 +109,9 @@ class ConnectionGuard:
             seen[descriptor] = entry
         self._seen = seen
         self._end_the_largest()
-        self._end_the_silent()
+        if self._is_read:
+            self._is_read = False
+            self._end_the_silent()
 
     def _end_the_largest(self) -> None:
         total_bytes = sum(entry.open_bytes for entry in self._seen.values())

@@ -91,6 +91,7 @@ class FrontDoor:
 
         A connection is called by its routing id; with keys, also by the key that its peer has proved.
         """
+        self.connections.read()
         for _ in range(limit):
             try:
                 frames = self.socket.recv_multipart(zmq.DONTWAIT, copy=False)
