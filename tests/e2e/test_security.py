@@ -127,7 +127,7 @@ def test_who_lacks_the_right_key_gets_nothing_and_says_why(cloud: Program, start
         summary = node.end()
         assert summary["results"] == 0
         assert summary["captured"] == sum(summary["dropped"].values()) > 0
-        assert set(summary["dropped"]) <= {"link_down", "shutdown"}
+        assert set(summary["dropped"]) <= {"superseded", "link_down", "shutdown"}
     assert "not authorised" in unknown.errors
     assert "not authorised" in keyless.errors
     honest.wait_more("result", 10)
