@@ -94,7 +94,7 @@ def node_parser() -> OneLineParser:
     parser.add_key(
         "--insecure", "security.insecure", action="store_true", help="send frames to other machines in the clear"
     )
-    parser.add_key("--bundle", "codec.bundle", help="name, folder or zip of the bundle")
+    parser.add_key("--bundle", "codec.bundle", help="name, folder or zip of the bundle; auto: the cloud's")
     parser.add_key("--budget-ms", "codec.budget_ms", help="time from camera array to bytes for a frame")
     parser.add_key("--depth", "codec.depth", help="encoder depth, or auto: what fits the budget")
     parser.add_key("--rate", "codec.rate", help="rate level from 0 (fewest bits), auto or best")
@@ -133,6 +133,7 @@ def cloud_parser() -> OneLineParser:
     )
     parser.add_key("--workers", "pool.workers", help="worker processes")
     parser.add_key("--bundle", "bundles", action="append", help="bundle that nodes may use; may be repeated")
+    parser.add_key("--offer", "offer", metavar="BUNDLE", help="the one that nodes with --bundle auto should run")
     parser.add_key("--engine", "engine.name", help="auto, openvino or onnxruntime")
     parser.add_key("--precision", "engine.precision", help="fp32 or bf16")
     parser.add_key("--classifier-weights", "classifier_weights", metavar="FILE", help="state dict of the classifier")

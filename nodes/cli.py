@@ -181,5 +181,10 @@ def _approve(config: NodeConfig | CloudConfig, arguments: argparse.Namespace, re
 
 def _run_options(config: NodeConfig | CloudConfig, stop: StopRequest, arguments: argparse.Namespace) -> RunOptions:
     from nodes.log import configure_log
+    from pipeline.config_files import load_config
 
-    return RunOptions(stop, arguments.json, configure_log(config.log.level, config.log.format))
+    def read_config() -> Any:
+        model: Any = type(config)
+        return load_config(model, *_layers(arguments))
+
+    return RunOptions(stop, arguments.json, configure_log(config.log.level, config.log.format), read_config)

@@ -17,12 +17,13 @@ from typing import Protocol
 import zmq
 
 from nodes.frontdoor import FrontDoor
+from nodes.offers import BundleOffers
 from nodes.pool import BatchDone, PoolEvent, SlotState, WorkerLost, WorkerPool, WorkerReady
 from nodes.worker import BatchJob, Panic
 from pipeline.admission import Admission, Refusal
 from pipeline.attempts import Attempt, Attempts, Loss, PoisonMemory
 from pipeline.batching import Batch, Batcher
-from pipeline.cloud_actions import Answer, CloudAction, FrameArrived, SendTo, SessionClosed, SessionOpened
+from pipeline.cloud_actions import Answer, ChunkWanted, CloudAction, FrameArrived, SendTo, SessionClosed, SessionOpened
 from pipeline.cloud_ledger import CloudLedger
 from pipeline.cloud_session import CloudSessions
 from pipeline.decoding import Classes, CodedFrame
@@ -90,10 +91,12 @@ class CloudFront:
         max_age_ns: int | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
         admission: Admission | None = None,
+        offers: BundleOffers | None = None,
     ) -> None:
         """Join the parts.
 
         Args:
+            offers: bundles for nodes that fetch them; None: they bring their own.
             admission: who is heard, and how much; by default everybody, within wide limits.
             class_names: of every index that a worker may answer with.
             max_age_ns: beyond which a frame is not tried a second time; the batcher has the same for the first.
@@ -101,6 +104,7 @@ class CloudFront:
         self.door, self.sessions, self.batcher, self.pool = door, sessions, batcher, pool
         self.ledger = CloudLedger()
         self._admission = admission or Admission()
+        self._offers = offers
         self._class_names = class_names
         self._watcher = watcher
         self._max_age_ns = max_age_ns
@@ -139,6 +143,8 @@ class CloudFront:
             self._next_tick_ns = now_ns + SESSION_TICK_NS
             for connection in self._admission.revoked():
                 self._perform(self.sessions.revoke(connection, "the key of this node is no longer allowed"))
+            if self._offers is not None:
+                self._perform(self.sessions.change_offer(self._offers.current()))
             self._perform(self.sessions.tick(now_ns))
         self._watcher.idle(now_ns)
 
@@ -198,8 +204,14 @@ class CloudFront:
                 case SessionOpened() | SessionClosed():
                     self._admission.note(action, self._clock())
                     self._watcher.session_changed(action)
-                case _:
-                    pass  # bundles are not delivered over the link: nodes bring their own
+                case ChunkWanted():
+                    self._send_chunk(action)
+
+    def _send_chunk(self, wanted: ChunkWanted) -> None:
+        """Answer a request for a piece of a bundle; the node repeats one that cannot be answered."""
+        chunk = None if self._offers is None else self._offers.chunk(wanted.request)
+        if chunk is not None:
+            self._send(SendTo(wanted.routing_id, chunk))
 
     def _send(self, action: SendTo) -> bool:
         if self.door.send(action.routing_id, pack(action.message)):

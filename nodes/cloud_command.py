@@ -25,6 +25,7 @@ from nodes.exporter import Exporter
 from nodes.frontdoor import FrontDoor
 from nodes.lifecycle import EXIT_OK, RunOptions
 from nodes.metrics_server import Health, start_metrics_server
+from nodes.offers import BundleOffers
 from nodes.pool import WorkerPool
 from nodes.preparation import prepare_in_process
 from nodes.quarantine import Quarantine
@@ -38,6 +39,7 @@ from pipeline.admission import Admission
 from pipeline.authorisation import NamedKey
 from pipeline.batching import Batcher, BatcherSettings
 from pipeline.bundle import Bundle, find_bundle
+from pipeline.bundle_delivery import read_node_part
 from pipeline.classes import load_classes
 from pipeline.cloud_actions import CloudSettings, FrameArrived
 from pipeline.cloud_session import CloudSessions
@@ -46,7 +48,7 @@ from pipeline.config_files import is_given
 from pipeline.errors import ConfigError
 from pipeline.inference import cache_root, choose_engine
 from pipeline.node_limits import LimitSettings
-from pipeline.wire import MAX_MESSAGE_BYTES
+from pipeline.wire import BUNDLE_DELIVERY, MAX_MESSAGE_BYTES
 
 NS_PER_S = 1_000_000_000
 NS_PER_MS = 1_000_000
@@ -61,6 +63,8 @@ def run(config: CloudConfig, options: RunOptions) -> int:
     """Entry of the command; returns the exit code."""
     secret = load_cloud_key(config)
     bundles = {name: load_configured(name, "configuration", "bundles") for name in config.bundles}
+    if config.offer is not None and config.offer not in bundles:
+        raise ConfigError("configuration", "offer", f"{config.offer} is not among bundles: {', '.join(bundles)}")
     weights = _find_weights(config)
     with ExitStack() as opened:
         sinks = [opened.enter_context(_sink(text)) for text in config.results]
@@ -70,19 +74,20 @@ def run(config: CloudConfig, options: RunOptions) -> int:
         spec = _worker_spec(config, bundles, weights, options)
         if spec is None:  # stopped while the graphs were made
             return EXIT_OK
-        return _serve(config, options, list(bundles.values()), spec, sinks, door, guard)
+        return _serve(config, options, bundles, spec, sinks, door, guard)
 
 
 def _serve(
     config: CloudConfig,
     options: RunOptions,
-    bundles: list[Bundle],
+    named_bundles: dict[str, Bundle],
     spec: WorkerSpec,
     sinks: list[ResultSink],
     door: FrontDoor,
     guard: Authenticator | None,
 ) -> int:
     """Join the parts, serve, say how it ended."""
+    bundles = list(named_bundles.values())
     exporter = Exporter("cloud", _known_labels(config, bundles), max_cameras=config.metrics.max_cameras)
     health = Health()
     security = SecurityMetrics(exporter, cloud_reminder(config), guard)
@@ -109,7 +114,7 @@ def _serve(
         None if options.is_json else Console(file=people, highlight=False, soft_wrap=True),
         first_ready=lambda: say("ready", "ready: the first worker can serve"),
     )
-    session_settings = _session_settings(config, bundles)
+    session_settings = _session_settings(config, named_bundles)
     batcher_settings = _batcher_settings(config, session_settings.queue_frames)
     front = CloudFront(
         door=door,
@@ -124,6 +129,7 @@ def _serve(
         class_names=load_classes().names,
         watcher=Watchers([lines, metrics, SinkWatcher(sinks), _quarantine(config)]),
         max_age_ns=batcher_settings.max_age_ns,
+        offers=_offers(config, options, named_bundles, exporter),
         admission=Admission(_limit_settings(config), guard.allow_list if guard else None),
     )
     metrics.attach(front)
@@ -170,6 +176,27 @@ def _serve(
 def _quarantine(config: CloudConfig) -> Quarantine:
     folder = Path(config.pool.quarantine) if config.pool.quarantine else cache_root() / "quarantine"
     return Quarantine(folder, config.pool.quarantine_files)
+
+
+def _offers(
+    config: CloudConfig, options: RunOptions, named_bundles: dict[str, Bundle], exporter: Exporter
+) -> BundleOffers:
+    """What nodes that fetch their bundle are told to run."""
+    ids = {name: bundle.bundle_id for name, bundle in named_bundles.items()}
+
+    def show(offered: bytes) -> None:
+        for bundle in named_bundles.values():
+            exporter.set("rac_cloud_bundle_offered", float(bundle.bundle_id == offered), bundle.short_id)
+
+    def read_name() -> str:
+        return _offered_name(options.read_config())
+
+    parts = {bundle_id: read_node_part(name) for name, bundle_id in ids.items()}
+    return BundleOffers(parts, ids, _offered_name(config), read_name, lambda: options.stop.reloads, show)
+
+
+def _offered_name(config: CloudConfig) -> str:
+    return config.bundles[0] if config.offer is None else config.offer
 
 
 @contextmanager
@@ -253,9 +280,11 @@ def _known_labels(config: CloudConfig, bundles: list[Bundle]) -> dict[str, Seque
     }
 
 
-def _session_settings(config: CloudConfig, bundles: list[Bundle]) -> CloudSettings:
+def _session_settings(config: CloudConfig, named_bundles: dict[str, Bundle]) -> CloudSettings:
     return CloudSettings(
-        bundle_ids=frozenset(bundle.bundle_id for bundle in bundles),
+        bundle_ids=frozenset(bundle.bundle_id for bundle in named_bundles.values()),
+        offer=named_bundles[_offered_name(config)].bundle_id,
+        capabilities=(BUNDLE_DELIVERY,),
         window_frames=config.link.credit,
         max_window_frames=max(config.link.credit, config.link.max_credit),
         capacity_frames=config.pool.queue_frames,
@@ -273,7 +302,7 @@ def _limit_settings(config: CloudConfig) -> LimitSettings:
         frames_per_second=config.limits.frames_per_second,
         bytes_per_second=config.limits.bytes_per_second,
         message_bytes=min(config.link.max_message_bytes, MAX_MESSAGE_BYTES),
-        window_frames=config.link.credit,
+        window_frames=max(config.link.credit, config.link.max_credit),
         cut_off_ns=round(config.limits.cut_off_s * NS_PER_S),
     )
 

@@ -22,11 +22,14 @@ import zmq
 
 from nodes.capture import stop_readers
 from nodes.capture_events import BadFrames, CaptureEvent, Down, Finished, FrameArrived, Settled, Up
+from nodes.companions import Companion, SessionChange
 from nodes.frame_encoder import EncodedFrame, FrameEncoder
 from nodes.lanes import Lane, Reader
 from nodes.spool import MAX_FRAMES, Spool
 from nodes.spool_sender import SpoolSender
 from nodes.uplink import Uplink, framed_bytes
+from pipeline.bundle import Bundle
+from pipeline.bundle_trial import BundleChange
 from pipeline.encoder import Encoder, OperatingPoint
 from pipeline.errors import WireError
 from pipeline.frames import VIEW_SIDE_PX, Frame
@@ -49,6 +52,8 @@ from pipeline.wire import FrameMessage, Hello, Result, pack, parse
 NS_PER_S = 1_000_000_000
 GOODBYE_LINGER_MS = 200
 LONGEST_POLL_MS = 500
+CHANGE_LIMIT_NS = 2 * NS_PER_S
+"""How long a change of the session waits for what is on the way; what is not answered by then is lost in the link."""
 FIRST_FRAME_LIMIT_NS = 2 * NS_PER_S
 """How long the start waits for a real frame to time the depths on."""
 REFERENCE_ZLIB_LEVEL = 1
@@ -69,6 +74,8 @@ class EdgeWatcher(Protocol):
     def link_changed(self, action: Opened | Lost | Backoff) -> None: ...
 
     def depth_changed(self, change: DepthChange) -> None: ...
+
+    def bundle_changed(self, change: BundleChange) -> None: ...
 
     def idle(self, now_ns: int) -> None: ...
 
@@ -131,6 +138,9 @@ class EdgeNode:
         self._frames = FrameEncoder(
             encoder, options.level16, drops_over_budget=options.drops_over_budget, watcher=watcher, clock=clock
         )
+        self.companions: list[Companion] = []
+        self._changes: list[SessionChange] = []
+        self._change_by_ns = 0
         self._options = options
         self._watcher = watcher
         self._clock = clock
@@ -143,10 +153,19 @@ class EdgeNode:
         return self._link_index
 
     @property
+    def bundle(self) -> Bundle:
+        """What frames are encoded with now."""
+        return self._frames.encoder.bundle
+
+    @property
     def controller(self) -> DepthController:
         """What chooses the depth; there once `run` has timed the depths."""
         assert self._frames.controller is not None
         return self._frames.controller
+
+    def use(self, encoder: Encoder, level16: int, controller: DepthController) -> None:
+        """Encode with this from the next frame on."""
+        self._frames.use(encoder, level16, controller)
 
     def run(self, should_stop: Callable[[], bool], stop_fd: int) -> None:
         """Stream until told to stop or until every finite camera is through and answered; then stop in order.
@@ -205,13 +224,27 @@ class EdgeNode:
                 frame, lane.frame = lane.frame, None
                 # What stood still while it waited is as old as the moment when the wait ended.
                 self._encode_and_send(lane, frame, born_ns=self._clock())
-        if self._spooled is not None:
+        if self._spooled is not None and not self._changes:
             self._spooled.send_waiting()
         now_ns = self._clock()
         self._perform(self.session.tick(now_ns))
+        self._turn_companions(now_ns)
         for closed in self.ledger.expire(now_ns, self._options.result_timeout_ns):
             self._tell_closed(closed)
         self._watcher.idle(now_ns)
+
+    def _turn_companions(self, now_ns: int) -> None:
+        """Let them do what is due; a change of the session waits until nothing is on the way, but not for long."""
+        for companion in self.companions:
+            self._perform(companion.turn(now_ns))
+            change = companion.take_change()
+            if change is not None:
+                self._changes.append(change)
+                self._change_by_ns = now_ns + CHANGE_LIMIT_NS
+        if self._changes and (not self.ledger.unanswered or now_ns >= self._change_by_ns):
+            changes, self._changes = self._changes, []
+            for change in changes:
+                self._perform(change(now_ns))
 
     def _wait(self, stop_fd: int) -> None:
         poller = zmq.Poller()
@@ -221,8 +254,13 @@ class EdgeNode:
         for lane in self.lanes:
             if lane.reader.fileno() >= 0:
                 poller.register(lane.reader.fileno(), zmq.POLLIN)
+        for socket in (companion.socket() for companion in self.companions):
+            if socket is not None:
+                poller.register(socket, zmq.POLLIN)
         now_ns = self._clock()
         deadlines = [lane.reader.next_deadline() for lane in self.lanes]
+        deadlines += [companion.next_deadline_ns() for companion in self.companions]
+        deadlines += [self._change_by_ns] if self._changes else []
         deadlines += [lane.reserved_until_ns() for lane in self.lanes if lane.reserves(now_ns)]
         deadlines += [
             self.session.next_deadline_ns(),
@@ -237,7 +275,9 @@ class EdgeNode:
     def _ask_cameras(self) -> None:
         """Ask as many cameras as there is credit for, in turn; note for the others why they are not asked."""
         now_ns = self._clock()
-        room = self.session.credit - sum(lane.reserves(now_ns) for lane in self.lanes) if self.session.is_up else 0
+        room = 0
+        if self.session.is_up and not self._changes:
+            room = self.session.credit - sum(lane.reserves(now_ns) for lane in self.lanes)
         count = len(self.lanes)
         for lane in (self.lanes[(self._next_lane + offset) % count] for offset in range(count)):
             if not lane.can_ask:
@@ -285,6 +325,8 @@ class EdgeNode:
         """A frame has ended: first in the spool, so that it is told of once at most, whatever happens next."""
         if self._spooled is not None:
             self._spooled.end(closed)
+        for companion in self.companions:
+            companion.close_frame(closed, self._clock())
         self._watcher.closed(closed, result)
 
     def _encode_and_send(self, lane: Lane, frame: Frame, born_ns: int) -> None:
@@ -316,6 +358,8 @@ class EdgeNode:
             return
         lane.encoded += 1
         self._watcher.encoded(encoded)
+        for companion in self.companions:
+            companion.encode(lane.name, frame.sequence)
         if lane.is_spooled:
             assert self._spooled is not None
             self._spooled.put(lane.name, message, encoded.point, self._frames.encoder.bundle.bundle_id)
@@ -380,7 +424,9 @@ class EdgeNode:
                 case Opened() | Backoff():
                     self._watcher.link_changed(action)
                 case _:
-                    pass  # credit is read from the session; bundle chunks are not asked for
+                    pass  # credit is read from the session; the rest is for the companions
+            for companion in self.companions:
+                companion.act(action, self._clock())
 
     def _take_result(self, camera: str, result: Result, wire_bytes: int) -> None:
         is_cut_off = result.outcome is Outcome.SHUTDOWN
@@ -417,6 +463,8 @@ class EdgeNode:
         while self.session.is_up and self.ledger.unanswered and self._clock() < deadline_ns:
             self._turn_drain(deadline_ns)
         self._perform(self.session.stop("node stops"))
+        for companion in self.companions:
+            companion.stop()
         for closed in self.ledger.close_all(Outcome.SHUTDOWN, self._clock()):
             self._tell_closed(closed)
         stop_readers([lane.reader for lane in self.lanes])

@@ -126,11 +126,13 @@ class RunOptions:
         stop: asks for its end.
         is_json: whether standard output is JSON lines, for machines.
         log: the configured log: give it the exporter's counter, flush its repeats in the loop.
+        read_config: reads the configuration again, as at the start; raises ConfigError.
     """
 
     stop: StopRequest
     is_json: bool
     log: LogHandler
+    read_config: Callable[[], Any]
 
 
 def exit_code_of(error: PipelineError) -> int:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import secrets
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +15,9 @@ from typing import Any, Protocol
 import zmq
 from rich.console import Console
 
+from nodes.bundle_bootstrap import Bootstrap
+from nodes.bundle_cache import BundleCache
+from nodes.bundle_updates import BundleUpdates, PreparedBundle
 from nodes.bundles import load_configured
 from nodes.calibration import NodeStart, made_up_frame, measure_depths
 from nodes.capture import CameraReader
@@ -24,6 +30,7 @@ from nodes.node_console import NodeConsole
 from nodes.node_json import NodeJson
 from nodes.node_metrics import NodeMetrics
 from nodes.node_summary import summary
+from nodes.returning import Returning
 from nodes.security import load_link_keys, may_open, node_reminder
 from nodes.sources import Camera, parse_cameras
 from nodes.spool import Spool
@@ -31,19 +38,22 @@ from nodes.uplink import Uplink
 from nodes.version import version
 from nodes.watchers import Watchers
 from pipeline.bundle import Bundle
-from pipeline.config import CameraConfig, NodeConfig
+from pipeline.config import AUTO_BUNDLE, CameraConfig, NodeConfig
 from pipeline.config_files import is_given
 from pipeline.encoder import Encoder
 from pipeline.entropy.rans import warm_up
 from pipeline.errors import ConfigError
 from pipeline.frames import Frame
+from pipeline.inference import cache_root
 from pipeline.rate_control import DepthController
 from pipeline.session import NodeSession, NodeSettings
 from pipeline.view import Roi, ViewOptions
-from pipeline.wire import MAX_BUNDLES, WIRE_MINOR, CameraEntry, Hello
+from pipeline.wire import BUNDLE_DELIVERY, MAX_BUNDLES, WIRE_MINOR, CameraEntry, Hello
 
 NS_PER_MS = 1_000_000
 NS_PER_S = 1_000_000_000
+
+logger = logging.getLogger("rac.node")
 
 
 class Shown(EdgeWatcher, Protocol):
@@ -61,14 +71,54 @@ def run(config: NodeConfig, options: RunOptions) -> int:
     named_keys = load_link_keys(config)
     if named_keys is not None:  # the cloud goes by the key, so what this node calls itself should be the same
         config = config.model_copy(update={"name": named_keys[0]})
-    bundle = load_configured(config.codec.bundle, "configuration", "codec.bundle")
-    level16 = choose_level16(bundle, config.codec.rate)
-    check_depth(bundle, config.codec.depth)
+    bundle = None
+    if config.codec.bundle != AUTO_BUNDLE:
+        bundle = load_configured(config.codec.bundle, "configuration", "codec.bundle")
+        _check_choices(bundle, config)
     cameras = parse_cameras([camera.argument for camera in config.cameras])
-    spool = open_spool(config)
+    with ExitStack() as opened:
+        context = opened.enter_context(zmq.Context())
+        spool = open_spool(config)
+        if spool is not None:
+            opened.callback(spool.close)
+        names = _camera_names(cameras, spool)
+        shown: Shown = (
+            NodeJson(lambda line: print(line, flush=True))
+            if options.is_json
+            else NodeConsole(Console(highlight=False, soft_wrap=True), names)
+        )
+        hello = _hello(config, names, spool, bundle)
+        uplink = Uplink(context, named_keys[1] if named_keys else None)
+        opened.callback(uplink.close)
+        if bundle is None:
+            bundle = _first_bundle(config, hello, uplink, options, shown)
+            if bundle is None:
+                return EXIT_OK
+            _check_choices(bundle, config)
+            hello = replace(hello, bundle_ids=tuple(dict.fromkeys([bundle.bundle_id, *hello.bundle_ids])))
+        probe = Uplink(context, named_keys[1] if named_keys else None)
+        opened.callback(probe.close)
+        node = _stream(config, options, bundle, cameras, spool, hello, uplink, probe, shown)
+    shown.ended(summary(node))
+    return EXIT_OK
+
+
+def _stream(
+    config: NodeConfig,
+    options: RunOptions,
+    bundle: Bundle,
+    cameras: Sequence[Camera],
+    spool: Spool | None,
+    hello: Hello,
+    uplink: Uplink,
+    probe: Uplink,
+    shown: Shown,
+) -> EdgeNode:
+    """Join the parts and run; returns the node as it ended."""
+    level16 = choose_level16(bundle, config.codec.rate)
     encoder = Encoder(bundle, config.codec.threads)
     warm_up(bundle.tables.values(), decoding=False)
-    names = _camera_names(cameras, spool)
+    names = [entry.name for entry in hello.cameras]
     exporter, health = _exporter(config, options, bundle, names), Health()
     reminder = node_reminder(config)
     reminder.look()
@@ -79,18 +129,26 @@ def run(config: NodeConfig, options: RunOptions) -> int:
         reminder.look()
 
     metrics = NodeMetrics(exporter, health, version(), len(config.cloud.endpoints), every_second=every_second)
-    shown: Shown = (
-        NodeJson(lambda line: print(line, flush=True))
-        if options.is_json
-        else NodeConsole(Console(highlight=False, soft_wrap=True), names)
-    )
+    watcher: EdgeWatcher = Watchers([shown, metrics])
+    session = NodeSession(_session_settings(config, hello), random.random)
+
+    def time_depths(own: Encoder, level16: int, frame: Frame | None) -> PreparedBundle:
+        controller, start = _calibrate(frame, own, level16, config, server.url)
+        shown.started(start)
+        return PreparedBundle(own.bundle, own, level16, controller)
 
     def calibrate(frame: Frame | None) -> DepthController:
-        controller, start = _calibrate(frame, encoder, level16, config, server.url)
-        shown.started(start)
-        return controller
+        prepared = time_depths(encoder, level16, frame)
+        if updates is not None:
+            updates.started(prepared)
+        return prepared.controller
 
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    def prepare(other: Bundle) -> PreparedBundle:
+        _check_choices(other, config)
+        own = Encoder(other, config.codec.threads)
+        warm_up(other.tables.values(), decoding=False)
+        return time_depths(own, choose_level16(other, config.codec.rate), made_up_frame())
+
     node = EdgeNode(
         readers=[
             CameraReader(
@@ -102,14 +160,29 @@ def run(config: NodeConfig, options: RunOptions) -> int:
             )
             for camera, own in zip(cameras, config.cameras, strict=True)
         ],
-        session=NodeSession(_session_settings(config, bundle, names, spool), random.random),
-        uplink=Uplink(context, named_keys[1] if named_keys else None),
+        session=session,
+        uplink=uplink,
         encoder=encoder,
         calibrate=calibrate,
         options=_edge_options(config, level16),
-        watcher=Watchers([shown, metrics]),
+        watcher=watcher,
         spool=spool,
     )
+    updates = None
+    if config.codec.bundle == AUTO_BUNDLE:
+        updates = BundleUpdates(
+            session,
+            hello,
+            BundleCache(cache_root()),
+            bundle,
+            prepare,
+            lambda ready: node.use(ready.encoder, ready.level16, ready.controller),
+            watcher.bundle_changed,
+        )
+        node.companions.append(updates)
+    if len(config.cloud.endpoints) > 1:
+        interval_ns = round(config.link.return_s * NS_PER_S)
+        node.companions.append(Returning(session, probe, config.cloud.endpoints, interval_ns, time.monotonic_ns))
     metrics.attach(node)
     shown.attach(node)
     options.stop.call_at_once(lambda: _kill_readers(node))
@@ -126,12 +199,25 @@ def run(config: NodeConfig, options: RunOptions) -> int:
     finally:
         _kill_readers(node)
         server.close()
-        node.uplink.close()
-        context.term()
-        if spool is not None:
-            spool.close()
-    shown.ended(summary(node))
-    return EXIT_OK
+    return node
+
+
+def _first_bundle(config: NodeConfig, hello: Hello, uplink: Uplink, options: RunOptions, shown: Shown) -> Bundle | None:
+    """The bundle that worked last, or the cloud's; None when a stop was asked for meanwhile."""
+    cache = BundleCache(cache_root())
+    known = cache.current()
+    if known is not None:
+        return known
+    logger.info("no bundle yet: asking the cloud for one")
+    session = NodeSession(_session_settings(config, replace(hello, bundle_ids=())), random.random)
+    bootstrap = Bootstrap(session, uplink, cache, shown.bundle_changed, shown.link_changed)
+    return bootstrap.run(options.stop, options.stop.fileno())
+
+
+def _check_choices(bundle: Bundle, config: NodeConfig) -> None:
+    """Make sure that the configured depth and rate are in the bundle; raises ConfigError."""
+    choose_level16(bundle, config.codec.rate)
+    check_depth(bundle, config.codec.depth)
 
 
 def open_spool(config: NodeConfig) -> Spool | None:
@@ -198,7 +284,6 @@ def _calibrate(
 def _exporter(config: NodeConfig, options: RunOptions, bundle: Bundle, names: Sequence[str]) -> Exporter:
     """The exporter with what holds for the whole run."""
     exporter = Exporter("node", _known_labels(bundle, names, config), max_cameras=config.metrics.max_cameras)
-    exporter.inform("rac_node_bundle_info", bundle.short_id, bundle.manifest.classifier)
     exporter.set("rac_node_reference_every_frames", config.accuracy.reference_every)
     options.log.set_counter(lambda level: exporter.add("rac_node_log_messages_total", level))
     return exporter
@@ -223,17 +308,21 @@ def _known_labels(bundle: Bundle, names: Sequence[str], config: NodeConfig) -> d
     }
 
 
-def _session_settings(config: NodeConfig, bundle: Bundle, names: Sequence[str], spool: Spool | None) -> NodeSettings:
-    # What waits in the spool may be coded with an older bundle.
-    spooled = () if spool is None else (frame.bundle_id for frame in spool.recovered)
-    bundle_ids = tuple(dict.fromkeys([bundle.bundle_id, *spooled]))
-    hello = Hello(
+def _hello(config: NodeConfig, names: Sequence[str], spool: Spool | None, bundle: Bundle | None) -> Hello:
+    """What the node says of itself; its own bundle goes before those that frames in the spool are coded with."""
+    bundle_ids = [] if bundle is None else [bundle.bundle_id]
+    bundle_ids += [] if spool is None else [frame.bundle_id for frame in spool.recovered]
+    return Hello(
         minor=WIRE_MINOR,
         node=config.name,
         boot_id=secrets.token_bytes(16) if spool is None else spool.boot_id,
-        bundle_ids=bundle_ids[:MAX_BUNDLES],
+        bundle_ids=tuple(dict.fromkeys(bundle_ids))[: MAX_BUNDLES - 1],
         cameras=tuple(CameraEntry(number, name) for number, name in enumerate(names)),
+        capabilities=(BUNDLE_DELIVERY,) if config.codec.bundle == AUTO_BUNDLE else (),
     )
+
+
+def _session_settings(config: NodeConfig, hello: Hello) -> NodeSettings:
     return NodeSettings(
         hello=hello,
         endpoints=config.cloud.endpoints,

@@ -15,9 +15,10 @@ from nodes.capture_events import BadFrames, Down, Finished, Up
 from nodes.edge import EdgeNode
 from nodes.frame_encoder import EncodedFrame
 from nodes.lanes import Lane
+from pipeline.bundle_trial import BundleChange, UpdateOutcome
 from pipeline.ledger import ClosedFrame, Outcome
 from pipeline.rate_control import DepthChange
-from pipeline.session import Backoff, Lost, Opened
+from pipeline.session import Backoff, LossReason, Lost, Opened
 from pipeline.wire import Result
 
 LINE_EVERY_NS = 1_000_000_000
@@ -100,6 +101,9 @@ class NodeConsole:
             case Opened():
                 self._say("link", f"session open, credit {action.welcome.credit}", "green")
             case Lost():
+                if action.reason in (LossReason.FAILOVER, LossReason.RENEWED):
+                    self._say("link", action.text, "cyan")
+                    return
                 what = "lost" if action.was_up else "no session"
                 self._say("link", f"{what} ({action.reason}): {action.text}; trying again", "yellow")
             case Backoff():
@@ -107,6 +111,10 @@ class NodeConsole:
 
     def depth_changed(self, change: DepthChange) -> None:
         self._say("depth", f"{change.before} -> {change.after} ({change.cause})", "cyan")
+
+    def bundle_changed(self, change: BundleChange) -> None:
+        colour = "green" if change.outcome is UpdateOutcome.OK else "yellow"
+        self._say("bundle", f"{change.bundle} ({change.outcome}): {change.text}", colour)
 
     def idle(self, now_ns: int) -> None:
         """Print the lines when a second has passed."""

@@ -11,6 +11,7 @@ from nodes.capture_events import BadFrames, Down, Finished, Up
 from nodes.edge import EdgeNode
 from nodes.frame_encoder import EncodedFrame
 from nodes.lanes import Lane
+from pipeline.bundle_trial import BundleChange
 from pipeline.ledger import ClosedFrame, Outcome
 from pipeline.rate_control import DepthChange
 from pipeline.session import Backoff, Lost, Opened
@@ -110,6 +111,9 @@ class NodeJson:
 
     def depth_changed(self, change: DepthChange) -> None:
         self.emit("depth", before=change.before, after=change.after, cause=change.cause.value)
+
+    def bundle_changed(self, change: BundleChange) -> None:
+        self.emit("bundle", outcome=change.outcome.value, bundle=change.bundle, text=change.text)
 
     def idle(self, now_ns: int) -> None:
         """Nothing to do between events."""

@@ -13,6 +13,8 @@ from nodes.frame_encoder import EncodedFrame
 from nodes.lanes import Lane
 from nodes.metrics_server import Health
 from nodes.spool import Spool
+from pipeline.bundle import Bundle
+from pipeline.bundle_trial import BundleChange
 from pipeline.ledger import ClosedFrame, Outcome
 from pipeline.rate_control import DepthChange
 from pipeline.session import Backoff, Lost, Opened
@@ -49,6 +51,7 @@ class NodeMetrics:
         self._published_ns = 0
         self._wire = (0, 0)
         self._corrupt = 0
+        self._bundle_id = ""
         exporter.inform("rac_node_build_info", version, platform.python_version())
 
     def attach(self, node: EdgeNode) -> None:
@@ -118,6 +121,9 @@ class NodeMetrics:
         for lane in self._node.lanes:
             self._exporter.add("rac_node_depth_changes_total", lane.name, change.cause.value)
 
+    def bundle_changed(self, change: BundleChange) -> None:
+        self._exporter.add("rac_node_bundle_updates_total", change.outcome.value)
+
     def idle(self, now_ns: int) -> None:
         """Say that the loop turns; once a second, publish."""
         self._health.beat()
@@ -131,6 +137,7 @@ class NodeMetrics:
         node, exporter = self._node, self._exporter
         assert node is not None
         exporter.publish(ledger_totals(node.ledger.snapshot()))
+        self._publish_bundle(node.bundle)
         exporter.set("rac_node_credit_frames", node.session.credit)
         for depth in node.controller.depths:
             exporter.set("rac_node_depth_cost_seconds", node.controller.cost_ns(depth) / 1e9, depth)
@@ -143,6 +150,14 @@ class NodeMetrics:
             self._publish_spool(node.spool)
         self._health.set_reasons(readiness(node))
 
+    def _publish_bundle(self, bundle: Bundle) -> None:
+        if self._bundle_id == bundle.short_id:
+            return
+        if self._bundle_id:
+            self._exporter.forget("rac_node_bundle_info", self._bundle_id)
+        self._bundle_id = bundle.short_id
+        self._exporter.inform("rac_node_bundle_info", bundle.short_id, bundle.manifest.classifier)
+
     def _publish_spool(self, spool: Spool) -> None:
         self._exporter.set("rac_node_spool_frames", len(spool))
         self._exporter.set("rac_node_spool_bytes", spool.num_bytes)
@@ -154,6 +169,8 @@ class NodeMetrics:
 def readiness(node: EdgeNode) -> list[str]:
     """What is in the way of work: no camera up, or no session."""
     reasons = [] if node.session.is_up else ["no session with a cloud"]
+    if node.session.needs_bundle:
+        reasons.append("the cloud's bundle is not here yet")
     down = [lane.name for lane in node.lanes if not lane.reader.is_up]
     if len(down) == len(node.lanes):
         reasons.append(f"no camera is up ({', '.join(down[:5])})")

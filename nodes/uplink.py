@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+Socket = zmq.Socket[bytes]
+
 RECONNECT_MS = 250
 RECONNECT_MAX_MS = 4_000
 QUEUED_MESSAGES = 64

@@ -252,25 +252,38 @@ def find_bundle(name_or_path: str) -> Path:
     raise BundleFormatError(f"{name_or_path}: no such bundle; in the package: {', '.join(known) or 'none'}")
 
 
-def load_bundle(name_or_path: str) -> Bundle:
+def load_bundle(name_or_path: str, *, is_node_part: bool = False) -> Bundle:
     """Read a bundle and verify every byte.
 
+    Args:
+        is_node_part: the decoder, which a node has no use for, may be missing; the manifest still names it, so that
+            the id is the same.
     Raises:
         BundleFormatError: not a bundle, or one that this version cannot read.
         BundleMismatchError: a file differs from its hash.
     """
     path = find_bundle(name_or_path)
+    contents = read_contents(path)
+    manifest_bytes = contents.pop(MANIFEST_FILE)
+    manifest = _parse_manifest(path, manifest_bytes)
+    _verify_files(path, manifest, contents, is_node_part=is_node_part)
+    tables, gains = _read_operating_points(path, manifest, contents[TABLES_FILE])
+    return Bundle(manifest, hashlib.sha256(manifest_bytes).digest(), tables, gains, contents)
+
+
+def read_contents(path: Path) -> dict[str, bytes]:
+    """Bytes of every file of a bundle, manifest included; sizes are checked, nothing else.
+
+    Raises:
+        BundleFormatError: not a bundle.
+    """
     try:
         contents = _read_folder(path) if path.is_dir() else _read_zip(path)
     except OSError as error:
         raise BundleFormatError(f"{path}: cannot be read: {error.strerror or error}") from error
-    manifest_bytes = contents.pop(MANIFEST_FILE, None)
-    if manifest_bytes is None:
+    if MANIFEST_FILE not in contents:
         raise BundleFormatError(f"{path}: no {MANIFEST_FILE}")
-    manifest = _parse_manifest(path, manifest_bytes)
-    _verify_files(path, manifest, contents)
-    tables, gains = _read_operating_points(path, manifest, contents[TABLES_FILE])
-    return Bundle(manifest, hashlib.sha256(manifest_bytes).digest(), tables, gains, contents)
+    return contents
 
 
 def _read_folder(path: Path) -> dict[str, bytes]:
@@ -331,13 +344,14 @@ def _parse_manifest(path: Path, content: bytes) -> Manifest:
     return manifest
 
 
-def _verify_files(path: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> None:
+def _verify_files(path: Path, manifest: Manifest, contents: Mapping[str, bytes], *, is_node_part: bool) -> None:
     expected = {TABLES_FILE, DECODER_FILE, *(encoder_file(depth) for depth in manifest.depths)}
-    if set(manifest.files) != expected or set(contents) != expected:
+    left_out = {DECODER_FILE} - set(contents) if is_node_part else set()
+    if set(manifest.files) != expected or set(contents) != expected - left_out:
         odd = sorted(expected ^ set(contents)) or sorted(expected ^ set(manifest.files))
         raise BundleFormatError(f"{path}: missing or unknown files: {', '.join(odd)}")
-    for name, entry in manifest.files.items():
-        content = contents[name]
+    for name, content in contents.items():
+        entry = manifest.files[name]
         if len(content) != entry.size_bytes or hashlib.sha256(content).hexdigest() != entry.sha256:
             raise BundleMismatchError(f"{path}: {name} differs from its hash in the manifest; fetch the bundle again")
         if name.endswith(".onnx") and EXTERNAL_MARK in content:

@@ -104,6 +104,7 @@ class CloudSettings:
 
     Attributes:
         bundle_ids: bundles that the workers can decode.
+        offer: the one of them that nodes with bundle-delivery should run; None: nothing is delivered.
         window_frames: credit of one session at its start and at least, when there is room for all.
         max_window_frames: what it may grow to where the round trip is long (`credit_window`); at least as much.
         capacity_frames: what the windows of all sessions together may have on the way, waiting and computing.
@@ -123,6 +124,7 @@ class CloudSettings:
     heartbeat_ms: int = 2000
     peer_timeout_ms: int = 6000
     capabilities: tuple[str, ...] = ()
+    offer: bytes | None = None
 
     @property
     def queue_frames(self) -> int:

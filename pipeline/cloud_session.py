@@ -41,6 +41,7 @@ from pipeline.heartbeat import Heartbeat
 from pipeline.ledger import Outcome
 from pipeline.result_memory import FrameIdentity, ResultMemory
 from pipeline.wire import (
+    BUNDLE_DELIVERY,
     BUNDLE_HEAD_BYTES,
     MAX_CREDIT_FRAMES,
     WIRE_MINOR,
@@ -119,6 +120,7 @@ class CloudSessions:
         # Credit that sessions may still spend; with `_computing` this is what they all hold.
         self._credit = 0
         self._is_draining = False
+        self._offer = settings.offer
         self._peak_sessions = 0
         self._credit_granted = 0
         self._handshakes: Counter[str] = Counter({"accepted": 0, **dict.fromkeys(map(str, RejectCode), 0)})
@@ -155,6 +157,8 @@ class CloudSessions:
         if session is None:
             # A node that missed our restart learns it from this; whoever says goodbye need not be told.
             no_session = Reject(RejectCode.NO_SESSION, "say HELLO first")
+            if self._is_draining:
+                no_session = Reject(RejectCode.SHUTTING_DOWN, "the cloud is stopping")
             return [] if isinstance(message, Bye) else [SendTo(routing_id, no_session)]
         session.heartbeat.hear(now_ns)
         match message:
@@ -270,6 +274,23 @@ class CloudSessions:
                 actions.append(SendTo(session.routing_id, Credit(frames)))
         return actions
 
+    def change_offer(self, bundle_id: bytes) -> list[CloudAction]:
+        """Offer another bundle to nodes that fetch them: those of open sessions are told now."""
+        if bundle_id == self._offer:
+            return []
+        if bundle_id not in self._settings.bundle_ids:
+            raise LocalSessionError(f"bundle {bundle_id.hex()[:16]} is not served here")
+        self._offer = bundle_id
+        actions: list[CloudAction] = []
+        for session in self._sessions.values():
+            if self._offer_to(session.hello) is not None and session.welcome.offer != bundle_id:
+                session.welcome = replace(session.welcome, offer=bundle_id)
+                actions.append(SendTo(session.routing_id, session.welcome))
+        return actions
+
+    def _offer_to(self, hello: Hello) -> bytes | None:
+        return self._offer if BUNDLE_DELIVERY in hello.capabilities else None
+
     def drain(self) -> None:
         """Grant nothing from now on, accept no session; frames on the way still arrive and want an answer."""
         self._is_draining = True
@@ -321,8 +342,9 @@ class CloudSessions:
             return [SendTo(routing_id, known.welcome)]
         if self._is_draining:
             return self.refuse(routing_id, RejectCode.SHUTTING_DOWN, "the cloud is stopping")
-        # In the node's order of preference.
-        bundle_id = next((each for each in hello.bundle_ids if each in self._settings.bundle_ids), None)
+        # In the node's order of preference; a node that fetches bundles may come with none that fits.
+        served = (each for each in hello.bundle_ids if each in self._settings.bundle_ids)
+        bundle_id = next(served, self._offer_to(hello))
         if bundle_id is None:
             ids = ", ".join(sorted(each.hex()[:16] for each in self._settings.bundle_ids)[:4])
             return self.refuse(routing_id, RejectCode.UNKNOWN_BUNDLE, f"this cloud decodes {ids}")
@@ -350,6 +372,7 @@ class CloudSessions:
             heartbeat_ms=settings.heartbeat_ms,
             peer_timeout_ms=settings.peer_timeout_ms,
             capabilities=tuple(word for word in hello.capabilities if word in settings.capabilities),
+            offer=self._offer_to(hello),
         )
         session = _Session(
             routing_id=routing_id,
@@ -430,7 +453,8 @@ class CloudSessions:
 
     def _grant(self, session: _Session) -> int:
         """Grant an open session what it lacks to its target, as far as there is; return how much."""
-        if self._is_draining:
+        # Without a common bundle the node can only fetch one.
+        if self._is_draining or not session.bundles:
             return 0
         settings = self._settings
         all_held = self._credit + len(self._computing)

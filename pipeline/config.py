@@ -25,6 +25,7 @@ from pipeline.config_base import (
     Share,
     check_endpoint,
     check_order,
+    leaves_machine,
 )
 from pipeline.config_security import (
     CloudMetricsSection,
@@ -41,6 +42,8 @@ Fit = Literal["crop", "squash", "evaluation"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 DEFAULT_ENDPOINT: Final = "tcp://127.0.0.1:5570"
+# Value of codec.bundle: what the cloud offers.
+AUTO_BUNDLE: Final = "auto"
 # A lossless reference of 224 x 224 x 3 bytes with zlib's overhead is the largest thing that a frame carries.
 MIN_MESSAGE_BYTES: Final = 163_840
 
@@ -117,6 +120,12 @@ class NodeLinkSection(Section):
         " drawn at random below, so that a fleet does not come back in step.",
     )
 
+    return_s: Seconds = Field(
+        30.0,
+        description="With several endpoints: how often a better one is looked at while a worse one is used. One that is"
+        " there again is gone back to when nothing is on the way.",
+    )
+
     @model_validator(mode="after")
     def _check_times(self) -> Self:
         check_order("reconnect_min_s", self.reconnect_min_s, "reconnect_max_s", self.reconnect_max_s)
@@ -128,7 +137,7 @@ class CodecSection(Section):
         "default",
         min_length=1,
         description="Bundle of encoder and tables: a name that ships with the package, a folder or a zip."
-        " The cloud must have the same.",
+        " The cloud must have the same. auto: the one that the cloud offers, fetched and kept in the cache folder.",
     )
     budget_ms: Annotated[float, Field(gt=0, le=10_000)] = Field(
         8.0,
@@ -235,6 +244,13 @@ class NodeConfig(Section):
 
     def find_conflict(self) -> Conflict | None:
         """Keys of several sections that do not go together."""
+        outside = [endpoint for endpoint in self.cloud.endpoints if leaves_machine(endpoint)]
+        if self.codec.bundle == AUTO_BUNDLE and outside:
+            problem = (
+                f"auto would take a bundle from {outside[0]}, and bundles from other machines must be signed, which"
+                " this version cannot check yet: name a bundle"
+            )
+            return Conflict("codec.bundle", problem)
         return find_node_conflict(self.cloud.endpoints, self.security, self.metrics)
 
 
@@ -363,6 +379,12 @@ class CloudConfig(Section):
         max_length=16,
         description="Bundles that nodes may use: names that ship with the package, folders or zips. Each"
         " takes memory in every worker.",
+    )
+    offer: str | None = Field(
+        None,
+        min_length=1,
+        description="The one of bundles that nodes with --bundle auto should run; null: the first. Read again on"
+        " SIGHUP: nodes then fetch the new one while they stream.",
     )
     classifier_weights: str | None = Field(
         None,

@@ -6,6 +6,7 @@
       BundleError
         BundleFormatError            not a bundle, or damaged
         BundleMismatchError          hash, id or classifier differ from what was asked for
+        BundleSignatureError         nobody that this node trusts has signed it
         TableMismatchError           symbols and tables do not belong together
       BitstreamError                 one frame's bytes are not to be trusted
         TruncatedBitstreamError
@@ -69,6 +70,10 @@ class BundleFormatError(BundleError):
 
 class BundleMismatchError(BundleError):
     """A bundle is sound but not the one that was asked for."""
+
+
+class BundleSignatureError(BundleError):
+    """A bundle came over the net and nobody trusted has signed it."""
 
 
 class TableMismatchError(BundleError):

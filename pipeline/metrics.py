@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Literal
 
+from pipeline.bundle_trial import UpdateOutcome
 from pipeline.cloud_actions import CloseReason
 from pipeline.ledger import CLOUD_OUTCOMES, Outcome
 from pipeline.rate_control import ChangeCause
@@ -130,6 +131,7 @@ DROP_REASON: Final = Label(
 CLOUD_OUTCOME: Final = Label("outcome", tuple(word.value for word in Outcome if word in CLOUD_OUTCOMES))
 RESULT: Final = Label("outcome", ("ok", "repeated", "late"))
 CAMERA_DOWN: Final = Label("reason", ("open_failed", "read_timeout", "end_of_stream", "bad_frame", "crashed"))
+BUNDLE_UPDATE: Final = Label("outcome", tuple(outcome.value for outcome in UpdateOutcome))
 LINK_DOWN: Final = Label("reason", tuple(reason.value for reason in LossReason))
 NODE_STAGE: Final = Label("stage", ("capture", "preprocess", "encode", "entropy", "send"))
 CLOUD_STAGE: Final = Label("stage", ("entropy_decode", "feature_decode", "classify", "reply"))
@@ -180,6 +182,7 @@ def _capped(name: str, text: str) -> Metric:
 NODE_METRICS: Final = (
     _info("rac_node_build_info", "Always 1: version that runs.", "version", "python"),
     _info("rac_node_bundle_info", "Always 1: bundle in use, by the head of its id.", "bundle", "classifier"),
+    _counter("rac_node_bundle_updates_total", "Bundles that the cloud delivered, by outcome.", "", BUNDLE_UPDATE),
     _info("rac_node_camera_info", "Always 1: facts about an open source.", "camera", "kind", "width", "height"),
     _gauge("rac_node_camera_up", "Whether a frame was read within the timeout.", "0 or 1", CAMERA),
     _counter("rac_node_camera_reconnects_total", "Times that a source was opened again.", "", CAMERA, CAMERA_DOWN),
@@ -244,6 +247,7 @@ CLOUD_METRICS: Final = (
     _info("rac_cloud_build_info", "Always 1: version that runs.", "version", "python"),
     _info("rac_cloud_bundle_info", "Always 1: a bundle that is served.", "bundle", "classifier"),
     _gauge("rac_cloud_bundle_loaded_timestamp_seconds", "When a bundle was loaded.", "unix s", BUNDLE),
+    _gauge("rac_cloud_bundle_offered", "Whether nodes that fetch their bundle should run it.", "0 or 1", BUNDLE),
     _gauge("rac_cloud_sessions", "Open sessions.", "sessions"),
     _counter("rac_cloud_handshakes_total", "Handshakes, by outcome.", "", HANDSHAKE),
     _gauge("rac_cloud_insecure", "Whether other machines can connect without keys (--insecure).", "0 or 1"),

@@ -9,6 +9,7 @@ from nodes.capture_events import BadFrames, Down, Finished, Up
 from nodes.edge import EdgeNode, EdgeOptions
 from nodes.frame_encoder import EncodedFrame
 from nodes.lanes import Lane
+from pipeline.bundle_trial import BundleChange
 from pipeline.frames import Frame
 from pipeline.ledger import ClosedFrame, Outcome
 from pipeline.rate_control import DepthChange, DepthController
@@ -29,6 +30,7 @@ class Notes:
     links: list[Opened | Lost | Backoff] = field(default_factory=list)
     cameras: list[Up | Down | Finished | BadFrames] = field(default_factory=list)
     depths: list[DepthChange] = field(default_factory=list)
+    bundles: list[BundleChange] = field(default_factory=list)
     turns: int = 0
 
     def encoded(self, encoded: EncodedFrame) -> None:
@@ -45,6 +47,9 @@ class Notes:
 
     def depth_changed(self, change: DepthChange) -> None:
         self.depths.append(change)
+
+    def bundle_changed(self, change: BundleChange) -> None:
+        self.bundles.append(change)
 
     def idle(self, now_ns: int) -> None:
         self.turns += 1
@@ -109,6 +114,9 @@ class Bench:
 
     def give(self, number: int = 0, **facts: int) -> Callable[[], Frame]:
         return lambda: self.readers[number].give(self.clock(), **facts)
+
+    def give_if_asked(self, number: int = 0) -> Callable[[], Frame | None]:
+        return lambda: self.readers[number].give(self.clock()) if self.readers[number].is_wanted else None
 
     def wait(self, duration_ns: int) -> Callable[[], None]:
         return lambda: self.clock.advance(duration_ns)

@@ -21,14 +21,16 @@ ROOT = Path(__file__).parents[1]
 LAYERS: dict[str, int] = {
     **dict.fromkeys(
         (
-            "admission", "attempts", "authorisation", "batching", "classes", "cloud_actions", "cloud_ledger",
+            "admission", "attempts", "authorisation", "batching", "bundle_trial", "classes", "cloud_actions",
+            "cloud_ledger",
             "cloud_session", "config", "config_base", "config_files", "config_sample", "config_security",
-            "credit_window", "errors", "heartbeat", "ledger", "masking", "metrics", "node_limits", "percentiles",
-            "rate_control", "replay", "result_memory", "session", "spool_records", "totals", "wire", "wire_fields",
+            "credit_window", "errors", "failover", "heartbeat", "ledger", "masking", "metrics", "node_limits",
+            "percentiles", "rate_control", "replay", "result_memory", "session", "spool_records", "totals",
+            "wire", "wire_fields",
         ),
         0,
     ),
-    **dict.fromkeys(("bitstream", "bundle", "entropy", "frames"), 1),
+    **dict.fromkeys(("bitstream", "bundle", "bundle_delivery", "entropy", "frames"), 1),
     **dict.fromkeys(("decoding", "encoder", "inference", "view"), 2),
     "codec": 3,
     **dict.fromkeys(("bench", "evaluation", "training"), 4),
@@ -54,6 +56,7 @@ ONLY_IN = {
         "nodes.cloud_command",
         "nodes.key_files",
         "nodes.authenticator",
+        "nodes.bundle_bootstrap",
         "nodes.security",
     },
 }

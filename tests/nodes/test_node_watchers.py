@@ -58,7 +58,8 @@ class FakeNode:
     def __init__(self) -> None:
         self.ledger = Ledger(["door", "yard"])
         self.lanes = [DOOR]
-        self.session = SimpleNamespace(credit=5, is_up=True)
+        self.session = SimpleNamespace(credit=5, is_up=True, needs_bundle=False)
+        self.bundle = SimpleNamespace(short_id="abcdef", manifest=SimpleNamespace(classifier="lite0"))
         self.spool = None
         self.uplink = SimpleNamespace(sent_bytes=1000, received_bytes=200)
         self.controller = DepthController({0: MS, 4: 4 * MS}, 8 * MS)

@@ -23,6 +23,7 @@ from pipeline.errors import LocalSessionError, WireError, WireFormatError, WireL
 from pipeline.ledger import Outcome
 from pipeline.result_memory import FrameIdentity, ResultMemory
 from pipeline.wire import (
+    WIRE_MINOR,
     BundleRequest,
     Bye,
     CameraEntry,
@@ -110,7 +111,7 @@ def test_hello_opens_with_the_nodes_favourite_bundle_and_a_window_of_credit() ->
     opened, welcome = cloud.receive(b"r1", first, 0)
     assert opened == SessionOpened(b"r1", "dock", ("gate", "belt"))
     assert isinstance(welcome, SendTo)
-    assert welcome.message == Welcome(0, bytes(8), NEW, 4, 262_144, 500, 1500, ("reference",))
+    assert welcome.message == Welcome(WIRE_MINOR, bytes(8), NEW, 4, 262_144, 500, 1500, ("reference",))
 
 
 def test_repeated_hello_gets_the_same_welcome_and_no_second_grant() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from pipeline.errors import LocalSessionError, WireFormatError
+from pipeline.failover import MAX_REDIRECTS
 from pipeline.heartbeat import BUSY_INTERVALS, MAX_OPEN_PINGS, ROUND_TRIP_SAMPLES, Heartbeat
 from pipeline.ledger import Outcome
 from pipeline.session import (
@@ -14,7 +15,6 @@ from pipeline.session import (
     BACKOFF_LAST_NS,
     HELLO_RETRY_NS,
     HELLO_TIMEOUT_NS,
-    MAX_REDIRECTS,
     STABLE_SESSION_NS,
     Action,
     Backoff,
