@@ -62,8 +62,8 @@ def check_pages(nodes: Sequence[Program], clouds: Sequence[Program]) -> None:
         assert ended <= sum_of(second, "rac_cloud_frames_received_total"), (first, second)
 
 
-def resident_bytes(pid: int) -> int:
-    """Memory of a process that is in RAM; 0 when it is gone."""
+def resident_bytes(pid: int | str) -> int:
+    """Memory of a process (or of "self") that is in RAM; 0 when it is gone."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -41,9 +41,9 @@ def starter(folder: Path, programs: ExitStack) -> Start:
     """What starts programs that end with the stack, each with a log of its own."""
     numbers = itertools.count()
 
-    def start(program: str, *arguments: str, **settings: str) -> Program:
+    def start(program: str, *arguments: str, prefix: Sequence[str] = (), **settings: str) -> Program:
         log = folder / f"{program}-{next(numbers)}.log"
-        return programs.enter_context(Program(program, *arguments, log=log, **settings))
+        return programs.enter_context(Program(program, *arguments, log=log, prefix=prefix, **settings))
 
     return start
 

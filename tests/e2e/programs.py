@@ -16,7 +16,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -58,11 +58,12 @@ class Program:
         events: every line of standard output so far.
     """
 
-    def __init__(self, program: str, *arguments: str, log: Path, **settings: str) -> None:
+    def __init__(self, program: str, *arguments: str, log: Path, prefix: Sequence[str] = (), **settings: str) -> None:
         """Start.
 
         Args:
             log: file for standard error.
+            prefix: a command that turns into the program, as `ip netns exec NAME`.
             settings: environment of the program, such as RAC_DRAIN_S.
         """
         self.events: list[Event] = []
@@ -73,7 +74,7 @@ class Program:
         self._has_ended = False
         with log.open("w") as errors:
             self.process = subprocess.Popen(
-                command(program, *arguments, "--json"),
+                [*prefix, *command(program, *arguments, "--json")],
                 cwd=ROOT,
                 env=environment(**settings),
                 stdout=subprocess.PIPE,

@@ -21,7 +21,7 @@ from nodes.key_files import write_pair
 from nodes.lifecycle import EXIT_USAGE
 from pipeline.bundle import load_bundle
 from pipeline.wire import Bye, CameraEntry, Hello, Pong, Reject, RejectCode, Welcome, pack, parse
-from tests.e2e.balance import check_ends_agree
+from tests.e2e.balance import RECOVERIES, check_ends_agree
 from tests.e2e.conftest import START_WITH, Start, start_cloud, starter
 from tests.e2e.programs import PATIENCE_S, Program, Series, node_metrics_balance, run, sum_of
 
@@ -148,10 +148,12 @@ def test_revoked_key_ends_its_session_while_it_streams_and_no_other(
     for node in (revoked, kept):
         node.wait_event("result", 10)
     before = cloud.metrics()
+    began_s = time.monotonic()
     keys.revoke(names[0])
     if way == "hangup":
         cloud.send_signal(signal.SIGHUP)
     down = revoked.wait_event("link", state="down", reason="auth")
+    RECOVERIES.note(f"key revoked ({way}): its session has ended", time.monotonic() - began_s)
     assert (down["code"], down["text"]) == ("not_authorised", "the key of this node is no longer allowed")
     assert "not authorised: the key of this node is no longer allowed" in revoked.errors
     # Not even a connection is to be had from now on.
@@ -163,9 +165,10 @@ def test_revoked_key_ends_its_session_while_it_streams_and_no_other(
     ended = ("rac_cloud_sessions_closed_total", "revoked")
     cloud.wait_metrics(lambda found: found[ended] == before[ended] + 1)
     # Welcome again: nobody has to touch the node.
+    began_s = time.monotonic()
     keys.allow(names[0])
-    revoked.wait_event("link", 2, state="up")
-    revoked.wait_more("result", 5)
+    RECOVERIES.until_result("key allowed again", revoked, began_s)
+    assert len(revoked.get("link", state="up")) == 2
     for node in (revoked, kept):
         node.end()
     assert len(kept.get("link", state="up")) == 1
@@ -463,7 +466,7 @@ def test_password_in_a_configuration_is_not_shown(tmp_path: Path) -> None:
 
 
 def test_metrics_beyond_this_machine_want_the_token(start: Start) -> None:
-    """Bound to a second loopback address by its name, so that the rule for other machines holds."""
+    """The rule for other machines, tried on this one: whoever sets a token wants it asked for everywhere."""
     token = "0123456789abcdef"
     cloud = start("rac-cloud", *START_WITH, RAC_METRICS__TOKEN=token)
     url = cloud.wait_event("start")["metrics"]
@@ -474,6 +477,4 @@ def test_metrics_beyond_this_machine_want_the_token(start: Start) -> None:
             connection.sendall(f"GET /metrics HTTP/1.0\r\nHost: {host}:{port}\r\n{given}\r\n".encode())
             assert connection.recv(16).split()[1] == status
     assert token not in cloud.errors + str(cloud.events)
-    begun_s = time.monotonic()
     cloud.end()
-    assert time.monotonic() - begun_s < PATIENCE_S

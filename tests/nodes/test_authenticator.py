@@ -169,6 +169,20 @@ def test_cloud_with_another_key_than_the_pinned_one_gets_nothing(site: Site) -> 
     assert list(site.door.receive(10)) == []
 
 
+def test_every_endpoint_has_the_key_that_was_given_for_it(site: Site) -> None:
+    """Also when the first one was tried before: a cloud that took over has another key."""
+    keys = LinkKeys(DOOR[0].key, DOOR[1].key, (STRANGER[0].key, CLOUD[0].key))
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    uplink = Uplink(context, keys)
+    site.opened.callback(context.term)
+    site.opened.callback(uplink.close)
+    uplink.open(site.door.endpoint, 0)
+    assert "is this the cloud's public key?" in fail(uplink).text
+    uplink.open(site.door.endpoint, 1)
+    knock(uplink, b"hello")
+    assert site.receive()[0][1] == [b"hello"]
+
+
 def test_without_a_handler_nobody_gets_in(make_site: Callable[..., Site]) -> None:
     """libzmq alone would let every key in; the domain that is enforced turns that round."""
     site = make_site(has_handler=False)
