@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -104,7 +105,16 @@ STATES = (
 )
 
 
-@pytest.mark.parametrize("state", STATES)
+# What every other test of these programs does at its end.
+ORDINARY = {"node, no cloud", "cloud, no nodes"}
+
+
+def slow_if(states: set[str]) -> list[Any]:
+    """All states; these are for the long run."""
+    return [pytest.param(state, marks=pytest.mark.slow) if state in states else state for state in STATES]
+
+
+@pytest.mark.parametrize("state", slow_if(ORDINARY))
 def test_first_signal_ends_in_order_within_the_drain_time(stages: dict[str, Stage], state: str) -> None:
     program = stages[state](*DRAIN)
     began_s = time.monotonic()
@@ -119,9 +129,7 @@ def test_first_signal_ends_in_order_within_the_drain_time(stages: dict[str, Stag
 HOLDING = {"node, mid-batch", "cloud, mid-batch", "node, camera that never answers"}
 
 
-@pytest.mark.parametrize(
-    "state", [state if state in HOLDING else pytest.param(state, marks=pytest.mark.slow) for state in STATES]
-)
+@pytest.mark.parametrize("state", slow_if(set(STATES) - HOLDING))
 def test_second_signal_ends_at_once(stages: dict[str, Stage], state: str) -> None:
     program = stages[state](*LONG_DRAIN)
     children = program.children()
