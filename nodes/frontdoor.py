@@ -60,6 +60,7 @@ class FrontDoor:
         router.setsockopt(zmq.RCVHWM, QUEUED_MESSAGES)
         router.setsockopt(zmq.MAXMSGSIZE, max_message_bytes)  # of one part; a larger one ends the connection
         router.setsockopt(zmq.HANDSHAKE_IVL, 5_000)
+        router.setsockopt(zmq.IPV6, int("[" in endpoint))
         router.setsockopt(zmq.HEARTBEAT_IVL, TCP_PING_MS)
         router.setsockopt(zmq.HEARTBEAT_TIMEOUT, TCP_TIMEOUT_MS)
         self._has_keys = secret_key is not None

@@ -97,6 +97,7 @@ class Uplink:
         dealer.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
         dealer.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
         dealer.setsockopt(zmq.HANDSHAKE_IVL, 5_000)
+        dealer.setsockopt(zmq.IPV6, int("[" in endpoint))
         if self._keys is not None:
             dealer.setsockopt(zmq.CURVE_PUBLICKEY, self._keys.public.encode())
             dealer.setsockopt(zmq.CURVE_SECRETKEY, self._keys.secret.encode())

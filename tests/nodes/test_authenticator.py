@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -121,6 +122,22 @@ def test_allowed_node_is_known_by_its_key_and_gets_answers(site: Site) -> None:
     assert uplink.take_failure() is None
     assert site.guard is not None
     assert (site.guard.unknown_keys, site.guard.failed_handshakes) == (0, 0)
+
+
+def test_address_of_version_6_works_as_well() -> None:
+    if not socket.has_ipv6:
+        pytest.skip("no IPv6 here")
+    with zmq.Context() as context:
+        try:
+            door = FrontDoor(context, "tcp://[::1]:*", 100_000)
+        except zmq.ZMQError:
+            pytest.skip("this machine has no ::1")
+        uplink = Uplink(context)
+        uplink.open(door.endpoint)
+        knock(uplink, b"hello")
+        until(lambda: list(door.receive(10)), "nothing came")
+        uplink.close()
+        door.close(0)
 
 
 def test_node_that_is_gone_is_unroutable(site: Site) -> None:
