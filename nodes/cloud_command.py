@@ -220,7 +220,7 @@ def _door(config: CloudConfig, context: zmq.Context[zmq.Socket[bytes]], secret: 
             config.link.bind,
             config.link.max_message_bytes,
             secret_key=secret.key if secret else None,
-            window_frames=config.link.credit,
+            window_frames=max(config.link.credit, config.link.max_credit),
         )
     except zmq.ZMQError as error:
         text = f"{config.link.bind} cannot be bound: {error.strerror}"
