@@ -95,6 +95,9 @@ def node_parser() -> OneLineParser:
         "--insecure", "security.insecure", action="store_true", help="send frames to other machines in the clear"
     )
     parser.add_key("--bundle", "codec.bundle", help="name, folder or zip of the bundle; auto: the cloud's")
+    parser.add_key(
+        "--trusted-key", "bundle.trusted_keys", action="append", metavar="KEY", help="who signs bundles for auto"
+    )
     parser.add_key("--budget-ms", "codec.budget_ms", help="time from camera array to bytes for a frame")
     parser.add_key("--depth", "codec.depth", help="encoder depth, or auto: what fits the budget")
     parser.add_key("--rate", "codec.rate", help="rate level from 0 (fewest bits), auto or best")
@@ -217,8 +220,13 @@ def _add_bench(parser: OneLineParser) -> None:
 
 
 def _add_bundle(parser: OneLineParser) -> None:
-    parser.add_argument("action", choices=("show", "verify"), help="show what is in it, or check every file")
-    parser.add_argument("bundle", nargs="?", default="default", help="name, folder or zip (default)")
+    parser.add_argument(
+        "action",
+        choices=("show", "verify", "sign", "signer"),
+        help="show what is in it, check every file, sign it, or make the key that signs",
+    )
+    parser.add_argument("bundle", nargs="?", default="default", help="name, folder or zip (default); to sign: a folder")
+    parser.add_argument("--key", metavar="FILE", default="keys/bundles.signer", help="who signs (keys/bundles.signer)")
 
 
 def _add_keys(parser: OneLineParser) -> None:
@@ -258,7 +266,7 @@ SUBCOMMANDS: Final[Mapping[str, Subcommand]] = {
     "train": Subcommand("pipeline.training.command", "train a codec by a recipe", _add_train),
     "export": Subcommand("pipeline.training.export_command", "make a bundle from a checkpoint", _add_export),
     "bench": Subcommand("pipeline.bench.command", "what each stage costs on this machine", _add_bench),
-    "bundle": Subcommand("nodes.bundle_command", "look into a bundle or verify it", _add_bundle),
+    "bundle": Subcommand("nodes.bundle_command", "look into a bundle, verify it or sign it", _add_bundle),
     "keys": Subcommand("nodes.keys_command", "make the keys with which cloud and nodes trust one another", _add_keys),
     "doctor": Subcommand("nodes.doctor", "say what is wrong with this machine", _add_doctor),
 }

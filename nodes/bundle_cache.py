@@ -11,10 +11,11 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.bundle import Bundle, load_bundle
+from pipeline.bundle_signature import check_signature
 from pipeline.errors import BundleError, BundleMismatchError
 
 _ID = re.compile("[0-9a-f]{64}")
@@ -27,10 +28,12 @@ class BundleCache:
 
     Args:
         root: the cache folder.
+        trusted: public keys one of which must have signed a bundle; none: nothing is asked for.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, trusted: Sequence[bytes] = ()) -> None:
         self._folder = root / "bundles"
+        self._trusted = tuple(trusted)
 
     def load(self, bundle_id: bytes) -> Bundle | None:
         """A bundle, every byte verified; None when it is not here or damaged."""
@@ -39,6 +42,7 @@ class BundleCache:
             return None
         try:
             bundle = load_bundle(str(folder), is_node_part=True)
+            check_signature(bundle.bundle_id, bundle.signature, self._trusted)
         except BundleError as error:
             logger.warning("bundle in the cache cannot be used: %s", error)
             return None
@@ -48,6 +52,7 @@ class BundleCache:
         """Keep a bundle's files, all of them or none, and load it.
 
         Raises:
+            BundleSignatureError: nobody that is trusted has signed it.
             BundleError: it cannot be used, or the folder cannot be written.
         """
         try:
@@ -89,6 +94,7 @@ class BundleCache:
         bundle = load_bundle(str(temporary), is_node_part=True)
         if bundle.bundle_id != bundle_id:
             raise BundleMismatchError(f"files of bundle {bundle.short_id}, not of {bundle_id.hex()[:12]}")
+        check_signature(bundle_id, bundle.signature, self._trusted)
         target = self._folder / bundle_id.hex()
         if self.load(bundle_id) is None:  # another node of this user may have been faster
             if target.exists():

@@ -65,8 +65,8 @@ def write_pair(folder: Path, name: str, *, may_replace: bool) -> tuple[Path, Pat
         for path in paths:
             if os.path.lexists(path) and not may_replace:
                 raise ConfigError(path, "", "is there already: choose another name or --out, or --replace it for good")
-        _write(paths[0], render_secret(secret), SECRET_MODE)
-        _write(paths[1], render_public(public), PUBLIC_MODE)
+        write_whole(paths[0], render_secret(secret), SECRET_MODE)
+        write_whole(paths[1], render_public(public), PUBLIC_MODE)
     except OSError as error:
         raise ConfigError(error.filename or folder, "", f"cannot be written: {error.strerror or error}") from error
     return *paths, public
@@ -165,7 +165,7 @@ def _decode(content: bytes) -> str:
         raise ValueError("is no text") from error
 
 
-def _write(path: Path, text: str, mode: int) -> None:
+def write_whole(path: Path, text: str, mode: int) -> None:
     """Write a file whole or not at all; it never exists with another mode than this."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)

@@ -173,7 +173,7 @@ def _stream(
         updates = BundleUpdates(
             session,
             hello,
-            BundleCache(cache_root()),
+            _bundle_cache(config),
             bundle,
             prepare,
             lambda ready: node.use(ready.encoder, ready.level16, ready.controller),
@@ -204,7 +204,7 @@ def _stream(
 
 def _first_bundle(config: NodeConfig, hello: Hello, uplink: Uplink, options: RunOptions, shown: Shown) -> Bundle | None:
     """The bundle that worked last, or the cloud's; None when a stop was asked for meanwhile."""
-    cache = BundleCache(cache_root())
+    cache = _bundle_cache(config)
     known = cache.current()
     if known is not None:
         return known
@@ -212,6 +212,10 @@ def _first_bundle(config: NodeConfig, hello: Hello, uplink: Uplink, options: Run
     session = NodeSession(_session_settings(config, replace(hello, bundle_ids=())), random.random)
     bootstrap = Bootstrap(session, uplink, cache, shown.bundle_changed, shown.link_changed)
     return bootstrap.run(options.stop, options.stop.fileno())
+
+
+def _bundle_cache(config: NodeConfig) -> BundleCache:
+    return BundleCache(cache_root(), [bytes.fromhex(key) for key in config.bundle.trusted_keys])
 
 
 def _check_choices(bundle: Bundle, config: NodeConfig) -> None:

@@ -7,6 +7,7 @@ A bundle is a folder, or a zip of one, with exactly these files:
                           `scaled` float32 and `symbols` int32, both (1, C, 28, 28), out
     tables.npz            integer tables and gains
     decoder.safetensors   the decoder's weights
+    manifest.sig          who vouches for it (`pipeline.bundle_signature`); may be missing
 
 The bundle's id is the SHA-256 of the manifest's bytes, so one id stands for every byte. Nothing in it is run or
 unpickled: graphs are refused when they point outside themselves, arrays are read with pickle off.
@@ -37,6 +38,7 @@ FORMAT_VERSION = 1
 ENTROPY_CODER = "constriction-0.5.0/ans-u32-u64-24"
 """Word format of the bitstream; a bundle made for another is refused."""
 MANIFEST_FILE, TABLES_FILE, DECODER_FILE = "manifest.json", "tables.npz", "decoder.safetensors"
+SIGNATURE_FILE = "manifest.sig"
 MAX_FILE_BYTES = 64 * 2**20
 """Far above any encoder that a camera box could run; keeps a hostile zip from filling the memory."""
 MAX_FILES, MAX_BUNDLE_BYTES = 32, 256 * 2**20
@@ -49,7 +51,7 @@ DEFAULT_FRAME_BYTES = 3000
 """What a frame may take when nobody asked for a level: a camera at 10 frames a second stays under 250 kbit/s."""
 BUNDLED_FOLDER = Path(__file__).parent / "bundles"
 BUNDLE_NAME = "[A-Za-z0-9._-]{1,64}"
-_BUNDLE_FILE = re.compile(r"manifest\.json|tables\.npz|decoder\.safetensors|encoder-\d+\.onnx")
+_BUNDLE_FILE = re.compile(r"manifest\.(?:json|sig)|tables\.npz|decoder\.safetensors|encoder-\d+\.onnx")
 
 
 class ManifestPart(BaseModel):
@@ -132,7 +134,8 @@ class Bundle:
         bundle_id: 32 bytes, SHA-256 of the manifest.
         tables: one set for each (depth, level16).
         gains: level16 -> float32 (C,).
-        files: every file's bytes by name, manifest excluded.
+        files: every file's bytes by name, manifest and signature excluded.
+        signature: content of the signature file, not checked; None without one.
     """
 
     manifest: Manifest
@@ -140,6 +143,7 @@ class Bundle:
     tables: Mapping[tuple[int, int], TableSet]
     gains: Mapping[int, NDArray[np.float32]]
     files: Mapping[str, bytes]
+    signature: bytes | None = None
 
     @property
     def id8(self) -> bytes:
@@ -265,10 +269,11 @@ def load_bundle(name_or_path: str, *, is_node_part: bool = False) -> Bundle:
     path = find_bundle(name_or_path)
     contents = read_contents(path)
     manifest_bytes = contents.pop(MANIFEST_FILE)
+    signature = contents.pop(SIGNATURE_FILE, None)
     manifest = _parse_manifest(path, manifest_bytes)
     _verify_files(path, manifest, contents, is_node_part=is_node_part)
     tables, gains = _read_operating_points(path, manifest, contents[TABLES_FILE])
-    return Bundle(manifest, hashlib.sha256(manifest_bytes).digest(), tables, gains, contents)
+    return Bundle(manifest, hashlib.sha256(manifest_bytes).digest(), tables, gains, contents, signature)
 
 
 def read_contents(path: Path) -> dict[str, bytes]:

@@ -2,7 +2,8 @@
 
 What travels is the part that a node needs: encoders and tables, not the decoder. In one piece:
 
-    length of the manifest (4 bytes, little-endian), manifest.json, then the files in the order of their names
+    length of the manifest (4 bytes, little-endian), manifest.json, the files in the order of their names, and the
+    signature where there is one
 
 The bundle's id is the SHA-256 of the manifest, and the manifest holds size and SHA-256 of every file. So a node that
 was told an id knows for every byte whether it belongs there, with the decoder missing too. Names come from the manifest
@@ -16,7 +17,16 @@ from collections.abc import Mapping
 
 from pydantic import ValidationError
 
-from pipeline.bundle import DECODER_FILE, MANIFEST_FILE, TABLES_FILE, Manifest, encoder_file, find_bundle, read_contents
+from pipeline.bundle import (
+    DECODER_FILE,
+    MANIFEST_FILE,
+    SIGNATURE_FILE,
+    TABLES_FILE,
+    Manifest,
+    encoder_file,
+    find_bundle,
+    read_contents,
+)
 from pipeline.errors import BundleFormatError, BundleMismatchError
 from pipeline.wire import BundleChunk, BundleRequest
 
@@ -25,6 +35,8 @@ MAX_MANIFEST_BYTES = 2**20
 """The measured table of 16 depths and 256 levels fits."""
 MAX_PART_BYTES = 64 * 2**20
 """Some thirty times what an encoder for a camera box weighs; held in memory while it comes."""
+MAX_SIGNATURE_BYTES = 256
+"""Twice the hex of one; whether it is one is for `bundle_signature` to say."""
 CHUNK_BYTES = 64 * 1024
 OPEN_REQUESTS = 4
 """256 kB on the way: fills 40 Mbit/s at 50 ms, and leaves frames of the same link their turn."""
@@ -39,8 +51,9 @@ def pack_node_part(contents: Mapping[str, bytes]) -> bytes:
         contents: bytes by name, manifest included.
     """
     manifest = contents[MANIFEST_FILE]
-    names = sorted(name for name in contents if name not in (MANIFEST_FILE, DECODER_FILE))
-    return b"".join((len(manifest).to_bytes(LENGTH_BYTES, "little"), manifest, *(contents[name] for name in names)))
+    names = sorted(name for name in contents if name not in (MANIFEST_FILE, DECODER_FILE, SIGNATURE_FILE))
+    length = len(manifest).to_bytes(LENGTH_BYTES, "little")
+    return b"".join((length, manifest, *(contents[name] for name in names), contents.get(SIGNATURE_FILE, b"")))
 
 
 def read_node_part(name_or_path: str) -> bytes:
@@ -76,9 +89,10 @@ def parse_node_part(bundle_id: bytes, content: bytes) -> dict[str, bytes]:
         offset += entry.size_bytes
         if hashlib.sha256(files[name]).hexdigest() != entry.sha256:
             raise BundleMismatchError(f"bundle {bundle_id.hex()[:12]}: {name} came damaged")
-    if offset != len(content):
+    signature = content[offset:]
+    if len(signature) > MAX_SIGNATURE_BYTES:
         raise BundleMismatchError(f"bundle {bundle_id.hex()[:12]}: more came than belongs to it")
-    return files
+    return files | ({SIGNATURE_FILE: signature} if signature else {})
 
 
 def cut_chunk(part: bytes, request: BundleRequest) -> BundleChunk | None:

@@ -166,6 +166,15 @@ class CodecSection(Section):
     )
 
 
+class BundleSection(Section):
+    trusted_keys: tuple[Annotated[str, Field(pattern="^[0-9a-f]{64}$")], ...] = Field(
+        (),
+        max_length=16,
+        description="Public keys, as rac bundle signer prints them, one of which must have signed a bundle that the"
+        " cloud delivers. Needed for --bundle auto beyond this machine; on it, none is asked for unless one is given.",
+    )
+
+
 class CaptureSection(Section):
     fps: FramesPerSecond | Literal["max"] | None = Field(
         None,
@@ -233,6 +242,7 @@ class NodeConfig(Section):
     )
     link: NodeLinkSection = Field(default_factory=NodeLinkSection, description="The session with the cloud.")
     codec: CodecSection = Field(default_factory=CodecSection, description="What frames are coded with.")
+    bundle: BundleSection = Field(default_factory=BundleSection, description="Whose bundles are trusted.")
     capture: CaptureSection = Field(default_factory=CaptureSection, description="How cameras are read.")
     spool: SpoolSection = Field(default_factory=SpoolSection, description="Frames on the disk until they are answered.")
     accuracy: AccuracySection = Field(default_factory=AccuracySection, description="What watches the classes.")
@@ -245,12 +255,9 @@ class NodeConfig(Section):
     def find_conflict(self) -> Conflict | None:
         """Keys of several sections that do not go together."""
         outside = [endpoint for endpoint in self.cloud.endpoints if leaves_machine(endpoint)]
-        if self.codec.bundle == AUTO_BUNDLE and outside:
-            problem = (
-                f"auto would take a bundle from {outside[0]}, and bundles from other machines must be signed, which"
-                " this version cannot check yet: name a bundle"
-            )
-            return Conflict("codec.bundle", problem)
+        if self.codec.bundle == AUTO_BUNDLE and outside and not self.bundle.trusted_keys:
+            problem = f"must name who signs the bundles that auto takes from {outside[0]}: see rac bundle sign"
+            return Conflict("bundle.trusted_keys", problem)
         return find_node_conflict(self.cloud.endpoints, self.security, self.metrics)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.bundle import DECODER_FILE, MANIFEST_FILE, find_bundle, load_bundle, read_contents
+from pipeline.bundle import DECODER_FILE, MANIFEST_FILE, SIGNATURE_FILE, find_bundle, load_bundle, read_contents
 from pipeline.bundle_delivery import (
     CHUNK_BYTES,
     LENGTH_BYTES,
@@ -161,7 +161,9 @@ def test_bundle_beyond_what_a_node_takes_is_refused_by_its_first_piece() -> None
         fetch.take(replace(chunk(first), total=MAX_PART_BYTES + 1))
 
 
-@pytest.mark.parametrize("content", [b"", b"\0\0\0\0", b"\xff\xff\xff\x7f", b"\2\0\0\0{}", PART[:-1], PART + b"x"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\0\0\0\0", b"\xff\xff\xff\x7f", b"\2\0\0\0{}", PART[:-1], PART + b"x" * 300]
+)
 def test_bytes_that_are_no_part_are_refused(content: bytes) -> None:
     with pytest.raises(BundleError):
         parse_node_part(ID, content)
@@ -172,6 +174,11 @@ def test_right_hash_of_something_that_is_no_manifest_is_refused() -> None:
     part = len(manifest).to_bytes(4, "little") + manifest
     with pytest.raises(BundleFormatError, match="another version"):
         parse_node_part(hashlib.sha256(manifest).digest(), part)
+
+
+def test_signature_travels_with_the_node_part() -> None:
+    signed = {**CONTENTS, SIGNATURE_FILE: b"ab" * 64 + b"\n"}
+    assert fetch_all(pack_node_part(signed)) == {**NODE_FILES, SIGNATURE_FILE: b"ab" * 64 + b"\n"}
 
 
 def test_nothing_is_cut_beyond_the_end() -> None:
