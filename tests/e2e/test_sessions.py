@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import zmq
 
 from pipeline.bundle import load_bundle
 from pipeline.wire import WIRE_MAJOR, CameraEntry, Hello, Reject, RejectCode, Welcome, pack, parse
+from tests.e2e.balance import RECOVERIES
 from tests.e2e.conftest import Start, start_cloud
 from tests.e2e.programs import Program, assert_gone, node_metrics_balance, sum_of
 
@@ -58,9 +60,11 @@ def test_three_nodes_come_back_by_themselves_when_their_cloud_is_killed_and_star
     kill(cloud)
     for node in nodes:
         node.wait_event("link", state="down")
+    began_s = time.monotonic()
     again = start("rac-cloud", "--bind", endpoint, "--metrics-port", "0", "--workers", "1", **OFTEN)
     for node in nodes:
         node.wait_event("link", 2, state="up")
+        RECOVERIES.until_result("cloud of three nodes killed with -9: first result after its start", node, began_s)
         node.wait_more("result", 5)
     again.wait_metrics(lambda found: found["rac_cloud_sessions",] == 3)
     for node in nodes:
@@ -73,8 +77,11 @@ def test_node_fails_over_to_the_second_cloud_and_goes_back_to_the_first(start: S
     endpoint = endpoint_of(first)
     node = start_node(start, "box", endpoint, endpoint_of(second))
     node.wait_event("result", 5)
+    began_s = time.monotonic()
     kill(first)
     node.wait_event("link", 2, state="up")
+    took_s = node.moments_of("link", began_s, state="up")[0] - began_s
+    RECOVERIES.note("cloud killed with -9: session with the next endpoint", took_s)
     node.wait_more("result", 5)
     found = node.wait_metrics(lambda found: found["rac_node_link_up", "1"] == 1)
     assert found["rac_node_link_up", "0"] == 0

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import time
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,7 +22,6 @@ from pipeline.bitstream import Bitstream, pack_bitstream
 from pipeline.bundle import load_bundle, seal_bundle
 from pipeline.entropy.rans import encode_symbols
 from pipeline.wire import Bye, CameraEntry, FrameMessage, Hello, Reject, RejectCode, Result, Welcome, pack, parse
-from tests.e2e.balance import RECOVERIES
 from tests.e2e.conftest import START_WITH, Start, start_cloud
 from tests.e2e.programs import (
     PATIENCE_S,
@@ -166,10 +164,8 @@ def test_node_comes_back_by_itself_when_the_cloud_is_killed_and_started_again(st
     first.process.wait()
     assert_gone(children)
     node.wait_event("link", state="down")
-    began_s = time.monotonic()
     second = start("rac-cloud", "--bind", endpoint, "--metrics-port", "0", "--workers", "1", **often)
     node.wait_event("link", 2, state="up")
-    RECOVERIES.until_result("cloud killed with -9: first result after its start", node, began_s)
     node.wait_more("result", 20)
     found = node.wait_metrics(lambda found: sum_of(found, "rac_node_link_up") == 1)
     assert node_metrics_balance(found)
