@@ -429,8 +429,8 @@ class EdgeNode:
                 companion.act(action, self._clock())
 
     def _take_result(self, camera: str, result: Result, wire_bytes: int) -> None:
-        is_cut_off = result.outcome is Outcome.SHUTDOWN
-        if is_cut_off and self._spooled is not None and self._spooled.take_back(camera, result.sequence):
+        is_left_out = result.outcome in (Outcome.SHUTDOWN, Outcome.STALE)
+        if is_left_out and self._spooled is not None and self._spooled.take_back(camera, result.sequence):
             return
         closed = self.ledger.answer(
             camera,

@@ -32,8 +32,8 @@ FILES = 8
 """A file goes only as a whole, so an eighth of the room may be held by ended frames."""
 RETRY_NS = 5_000_000_000
 """After a write that failed: how long until the disk is looked at again."""
-PROBE_BYTES = 256 * 2**10
-"""What must be writable before frames are taken again: more than any record."""
+BLOCK_BYTES = 4096
+"""What a disk gives at least; a look asks for so much beyond the largest record so far."""
 RUN_SHIFT = 32
 """Sequences of run k start at k << 32: a camera with 100 frames a second needs a year to get that far."""
 
@@ -286,7 +286,7 @@ class Spool:
         """Whether the disk takes something again."""
         path = self._folder / "probe"
         try:
-            path.write_bytes(bytes(PROBE_BYTES))
+            path.write_bytes(bytes(self._largest_bytes + BLOCK_BYTES))
         except OSError:
             return False
         finally:

@@ -113,7 +113,10 @@ class SpoolSender:
             self._send(frame.camera, message, OperatingPoint(frame.depth, frame.level16))
 
     def take_back(self, camera: str, sequence: int) -> bool:
-        """A stopping cloud did not get to a frame: it is sent again if it is ours; False for others."""
+        """The cloud did not get to a frame, which stops or was late: it is sent again if it is ours; False for others.
+
+        A frame of a file that stands still does not grow old: the next sending counts its age anew.
+        """
         if not self._ledger.is_kept_and_sent(camera, sequence):
             return False
         self._ledger.unsend(camera, sequence)

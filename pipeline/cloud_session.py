@@ -245,8 +245,8 @@ class CloudSessions:
             batch_frames=answer.batch_frames,
             text=clean_text(answer.text),
         )
-        # Not worth keeping: the next start of the cloud knows nothing of it.
-        if answer.outcome is not Outcome.SHUTDOWN:
+        # Nobody got to it: a node that keeps its frames may send it again and have it computed then.
+        if answer.outcome not in (Outcome.SHUTDOWN, Outcome.STALE):
             self._memory.add(entry.identity, result)
         if self._sessions.get(session.routing_id) is not session:
             return None

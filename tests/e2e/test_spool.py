@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 
 from pipeline.spool_records import find_records
 from tests.e2e.conftest import Start, start_cloud
-from tests.e2e.programs import Program, assert_gone
+from tests.e2e.programs import Program, assert_gone, node_metrics_balance
 
 cv2 = pytest.importorskip("cv2")
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes in /proc")
@@ -30,6 +32,10 @@ def pictures(tmp_path: Path) -> Path:
         picture = cv2.resize(coarse, (256, 256), interpolation=cv2.INTER_CUBIC)
         assert cv2.imwrite(str(folder / str(number % 3) / f"{number:03}.png"), picture)
     return folder
+
+
+def endpoint_of(cloud: Program) -> str:
+    return str(cloud.get("start")[0]["endpoint"])
 
 
 def start_node(start: Start, endpoint: str, pictures: Path, spool: Path, *more: str) -> Program:
@@ -128,3 +134,34 @@ def test_ordered_stop_leaves_the_rest_for_the_next_start(start: Start, pictures:
     ended = second.check_end()
     assert (ended["recovered"], ended["in_flight"]) == (summary["in_flight"], 0)
     assert ended["results"] == PICTURES + summary["in_flight"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48k", "tmpfs", str(folder)], check=False)
+    if made.returncode:
+        pytest.skip("only root may mount a small disk")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_disk_that_is_full_under_the_spool_costs_one_frame_and_the_folder_waits(
+    start: Start, pictures: Path, small_disk: Path
+) -> None:
+    """48 kB hold some thirty frames; the folder has sixty, and there is no cloud."""
+    node = start_node(start, "tcp://127.0.0.1:9", pictures, small_disk / "spool", "--fps", "max")
+    node.wait_event("drop", reason="spool_full")
+    found = node.wait_metrics(lambda found: found["rac_node_spool_frames",] > 5)
+    assert node_metrics_balance(found)
+    assert "the disk under the spool takes nothing" in node.errors
+    summary = node.end()
+    assert set(summary["dropped"]) == {"spool_full"}
+    assert summary["dropped"]["spool_full"] <= 5
+    assert summary["in_flight"] == summary["captured"] - summary["dropped"]["spool_full"]
+    cloud = start_cloud(start)
+    again = start_node(start, endpoint_of(cloud), pictures, small_disk / "spool", "--fps", "max")
+    ended = again.check_end()
+    assert (ended["recovered"], ended["in_flight"]) == (summary["in_flight"], 0)
+    assert set(ended["dropped"]) <= {"spool_full"}

@@ -113,6 +113,16 @@ def test_result_of_a_stopping_cloud_leaves_the_frame_in_the_spool(tmp_path: Path
     assert total.in_flight == 1
 
 
+def test_frame_that_the_cloud_was_too_late_for_is_sent_again(tmp_path: Path) -> None:
+    """Its workers were still starting: that costs a live camera its frame, and a folder nothing."""
+    bench = SpoolBench(make_spool(tmp_path), cloud=FakeCloud(outcome=Outcome.STALE))
+    bench.run(bench.give(1), 2, lambda: setattr(bench.cloud, "outcome", Outcome.OK), 2, bench.give(), 2)
+    assert bench.dropped("yard") == {"stale": 1}
+    assert bench.dropped("clip") == {}
+    assert bench.node.ledger.snapshot().cameras["clip"].results == 2
+    assert len(sequences(bench)) > 2
+
+
 def test_full_spool_lets_the_folder_wait(tmp_path: Path) -> None:
     bench = SpoolBench(make_spool(tmp_path, 64 * 1024))
     bench.uplink.peer = None

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from nodes.spool import PROBE_BYTES, RETRY_NS, RUN_SHIFT, Spool
+from nodes.spool import RETRY_NS, RUN_SHIFT, Spool
 from pipeline.errors import ConfigError, SpoolFullError, SpoolRecordError
 from pipeline.spool_records import DONE, SpooledFrame, find_records
 
@@ -257,8 +257,7 @@ def test_limit_on_one_file_only_makes_more_files(tmp_path: Path) -> None:
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"
     folder.mkdir()
-    size = PROBE_BYTES + 200_000
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=False)
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=448k", "tmpfs", str(folder)], check=False)
     if made.returncode:
         pytest.skip("only root may mount a small disk")
     yield folder

@@ -148,3 +148,14 @@ def test_session_on_a_long_link_gets_a_longer_window() -> None:
     (session,) = cloud.statistics().sessions
     assert session.window > 30
     assert cloud.statistics().credit <= session.window
+
+
+@pytest.mark.parametrize("outcome", [Outcome.STALE, Outcome.SHUTDOWN])
+def test_frame_that_nobody_got_to_is_computed_when_it_comes_again(outcome: Outcome) -> None:
+    cloud = new_cloud()
+    open_session(cloud, hello(NEW, fetches=False))
+    for _ in range(2):
+        (arrived,) = cloud.receive(b"r", frame(NEW), 0)
+        assert isinstance(arrived, FrameArrived)
+        cloud.answer(arrived.ticket, Answer(outcome), 0)
+    assert cloud.statistics().duplicates == 0
