@@ -30,7 +30,7 @@ MAX_FRAMES = 200_000
 LARGEST_FILE, SMALLEST_FILE = 4 * 2**20, 64 * 2**10
 FILES = 8
 """A file goes only as a whole, so an eighth of the room may be held by ended frames."""
-RETRY_NS = 5_000_000_000
+RETRY_NS = 2_000_000_000
 """After a write that failed: how long until the disk is looked at again."""
 BLOCK_BYTES = 4096
 """What a disk gives at least; a look asks for so much beyond the largest record so far."""

