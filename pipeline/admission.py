@@ -69,7 +69,7 @@ class Admission:
         if self._limits.cut_off_text(peer, now_ns) is not None:
             if self._limits.is_heard(peer, now_ns):
                 return None
-            return Refusal(None, ends_connection=self._limits.is_flooding(peer))
+            return Refusal(None, ends_connection=self._limits.is_flooding(peer, now_ns))
         broken = self._limits.arrive(peer, num_bytes, now_ns)
         return None if broken is None else Refusal(RejectCode.LIMITS, broken)
 

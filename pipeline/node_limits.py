@@ -23,6 +23,8 @@ OTHER_MESSAGES_PER_SECOND = 100.0
 HEARING_EVERY_NS = NS_PER_S
 # What an honest node has on the way when it is told comes on top of it: its credit window.
 IGNORED_MESSAGES = 100
+# Ending a connection also ends what is still on its way to the peer: why it was cut off must have time to leave.
+TELLING_NS = NS_PER_S
 # Peers are nodes on the allow-list, or connections: those without a session are remembered up to here.
 MAX_PEERS = 4096
 
@@ -127,10 +129,12 @@ class NodeLimits:
         entry.next_hearing_ns = now_ns + HEARING_EVERY_NS
         return True
 
-    def is_flooding(self, peer: bytes) -> bool:
+    def is_flooding(self, peer: bytes, now_ns: int) -> bool:
         """Whether a peer that is cut off goes on sending more than it can have had on the way; starts anew if so."""
         entry = self._peers.get(peer)
         if entry is None or entry.ignored <= IGNORED_MESSAGES + self._settings.window_frames:
+            return False
+        if entry.cut_until_ns is not None and now_ns < entry.cut_until_ns - self._settings.cut_off_ns + TELLING_NS:
             return False
         entry.ignored = 0
         return True

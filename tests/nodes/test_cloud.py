@@ -526,7 +526,14 @@ def test_node_that_breaks_a_limit_is_told_and_cut_off_and_others_do_not_notice()
 
 def test_flood_of_a_node_that_was_told_ends_its_connection() -> None:
     bench = Bench(admission=Admission(LimitSettings(frames_per_second=1, window_frames=1)))
-    bench.run(bench.hello("greedy"), bench.frames(0, 110, "greedy"), bench.frames(111, 250, "greedy"), 1)
+    bench.run(
+        bench.hello("greedy"),
+        bench.frames(0, 110, "greedy"),
+        lambda: bench.door.ended_connections == 0 or pytest.fail("before it can have been told"),
+        bench.wait(S),
+        bench.frames(111, 250, "greedy"),
+        1,
+    )
     assert lost_sessions(bench)[0] == ("greedy", "limits")
     assert bench.door.ended_connections == 2
     assert [message.code for _, message in bench.door.sent if isinstance(message, Reject)] == [RejectCode.LIMITS]

@@ -99,12 +99,23 @@ def test_peer_that_is_cut_off_is_heard_once_a_second(limits: NodeLimits) -> None
 def test_peer_that_goes_on_although_it_was_told_is_flooding(limits: NodeLimits) -> None:
     """What an honest one may have had on the way is forgiven: its credit window and some more."""
     limits.arrive(b"a", 60_000, START)
+    told_ns = START + NS_PER_S
+    assert limits.is_heard(b"a", told_ns)
     flooding = []
     for _ in range(250):
-        assert not limits.is_heard(b"a", START)
-        flooding.append(limits.is_flooding(b"a"))
+        assert not limits.is_heard(b"a", told_ns)
+        flooding.append(limits.is_flooding(b"a", told_ns))
     assert [number for number, is_flooding in enumerate(flooding, 1) if is_flooding] == [109, 218]
-    assert not limits.is_flooding(b"b")
+    assert not limits.is_flooding(b"b", told_ns)
+
+
+def test_flood_is_not_ended_before_its_sender_can_have_been_told(limits: NodeLimits) -> None:
+    """A connection that is shut down takes with it what has not been read."""
+    limits.arrive(b"a", 60_000, START)
+    for _ in range(250):
+        limits.is_heard(b"a", START)
+    assert not limits.is_flooding(b"a", START + NS_PER_S - 1)
+    assert limits.is_flooding(b"a", START + NS_PER_S)
 
 
 def test_peer_that_leaves_cannot_shake_off_its_sentence(limits: NodeLimits) -> None:
