@@ -6,7 +6,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench fuzz soak clean
 
 PIP_ARGS ?=
 PYTHON ?=
@@ -39,6 +39,12 @@ lint: $(READY) ## style, types and import layers
 
 bench: $(READY) ## what each stage costs on this machine
 	$(BIN)/rac bench $(ARGS)
+
+fuzz: $(READY) ## a million mutated frames and 200,000 messages (ARGS='--frames N --messages N')
+	$(BIN)/python -m tests.fuzz $(ARGS)
+
+soak: $(READY) ## ten minutes at full load with flat memory and descriptors (ARGS='--minutes N')
+	$(BIN)/python -m tests.soak $(ARGS)
 
 clean: ## remove .venv, builds and caches
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -82,14 +82,30 @@ def node_parser() -> OneLineParser:
         help="index, file, folder, labelled folder or CSV, rtsp:// or http:// URL, or test: (repeatable)",
     )
     parser.add_key("--cloud", "cloud.endpoints", action="append", metavar="tcp://HOST:PORT", help="repeatable")
-    parser.add_key("--name", "name", help="name of this node; default: the host's")
-    parser.add_key("--bundle", "codec.bundle", help="name, folder or zip of the bundle")
+    parser.add_key("--name", "name", help="name of this node; default: the host's; with keys, the key's")
+    parser.add_key("--key", "security.key", metavar="FILE", help="this node's secret key: rac keys node NAME")
+    parser.add_key(
+        "--cloud-key",
+        "security.cloud_keys",
+        action="append",
+        metavar="FILE_OR_KEY",
+        help="public key of the cloud; one, or one for each --cloud",
+    )
+    parser.add_key(
+        "--insecure", "security.insecure", action="store_true", help="send frames to other machines in the clear"
+    )
+    parser.add_key("--bundle", "codec.bundle", help="name, folder or zip of the bundle; auto: the cloud's")
+    parser.add_key(
+        "--trusted-key", "bundle.trusted_keys", action="append", metavar="KEY", help="who signs bundles for auto"
+    )
     parser.add_key("--budget-ms", "codec.budget_ms", help="time from camera array to bytes for a frame")
     parser.add_key("--depth", "codec.depth", help="encoder depth, or auto: what fits the budget")
     parser.add_key("--rate", "codec.rate", help="rate level from 0 (fewest bits), auto or best")
     parser.add_key("--threads", "codec.threads", help="threads of the encoder")
     parser.add_key("--fps", "capture.fps", help="frames a second, or max: files as fast as it goes")
     parser.add_key("--loop", "capture.loop", action=argparse.BooleanOptionalAction, help="start files again")
+    parser.add_key("--spool", "spool.folder", metavar="DIR", help="keep frames of files there until they are answered")
+    parser.add_key("--spool-mb", "spool.mb", metavar="N", help="room for the spool in megabytes")
     parser.add_key(
         "--reference-every",
         "accuracy.reference_every",
@@ -108,8 +124,19 @@ def cloud_parser() -> OneLineParser:
         epilog="example:\n  rac-cloud --workers 4 --results jsonl:results.jsonl",
     )
     parser.add_key("--bind", "link.bind", metavar="tcp://HOST:PORT", help="where nodes connect")
+    parser.add_key("--key", "security.key", metavar="FILE", help="this cloud's secret key: rac keys server")
+    parser.add_key(
+        "--allowed",
+        "security.allowed",
+        metavar="PATH",
+        help="public keys of the nodes that may connect: a file or a folder; read again when it changes",
+    )
+    parser.add_key(
+        "--insecure", "security.insecure", action="store_true", help="let other machines connect without keys"
+    )
     parser.add_key("--workers", "pool.workers", help="worker processes")
     parser.add_key("--bundle", "bundles", action="append", help="bundle that nodes may use; may be repeated")
+    parser.add_key("--offer", "offer", metavar="BUNDLE", help="the one that nodes with --bundle auto should run")
     parser.add_key("--engine", "engine.name", help="auto, openvino or onnxruntime")
     parser.add_key("--precision", "engine.precision", help="fp32 or bf16")
     parser.add_key("--classifier-weights", "classifier_weights", metavar="FILE", help="state dict of the classifier")
@@ -133,7 +160,10 @@ def rac_parser() -> OneLineParser:
 
 
 def _add_common(parser: OneLineParser) -> None:
+    parser.add_key("--drain-seconds", "drain_s", help="longest that a stop waits for what was sent or accepted")
     parser.add_key("--metrics-port", "metrics.port", help="port of /metrics; default: the next free one")
+    parser.add_key("--metrics-host", "metrics.host", help="address of /metrics; beyond this machine it wants a token")
+    parser.add_key("--metrics-token", "metrics.token", help="what a scrape must carry; better as RAC_METRICS__TOKEN")
     parser.add_key("--log-level", "log.level", help="debug, info, warning or error")
     parser.add_key("--log-format", "log.format", help="text or json")
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of the keys")
@@ -191,8 +221,24 @@ def _add_bench(parser: OneLineParser) -> None:
 
 
 def _add_bundle(parser: OneLineParser) -> None:
-    parser.add_argument("action", choices=("show", "verify"), help="show what is in it, or check every file")
-    parser.add_argument("bundle", nargs="?", default="default", help="name, folder or zip (default)")
+    parser.add_argument(
+        "action",
+        choices=("show", "verify", "sign", "signer"),
+        help="show what is in it, check every file, sign it, or make the key that signs",
+    )
+    parser.add_argument("bundle", nargs="?", default="default", help="name, folder or zip (default); to sign: a folder")
+    parser.add_argument("--key", metavar="FILE", default="keys/bundles.signer", help="who signs (keys/bundles.signer)")
+
+
+def _add_keys(parser: OneLineParser) -> None:
+    parser.add_argument(
+        "action",
+        choices=("server", "node", "public"),
+        help="make the cloud's pair, make a node's pair, or print the public key of a file",
+    )
+    parser.add_argument("name", nargs="?", help="what the node is called, or the file")
+    parser.add_argument("--out", metavar="FOLDER", help="default: keys for the cloud's pair, keys/nodes for a node's")
+    parser.add_argument("--replace", action="store_true", help="overwrite a pair that is there: it is gone for good")
 
 
 def _add_doctor(parser: OneLineParser) -> None:
@@ -221,7 +267,8 @@ SUBCOMMANDS: Final[Mapping[str, Subcommand]] = {
     "train": Subcommand("pipeline.training.command", "train a codec by a recipe", _add_train),
     "export": Subcommand("pipeline.training.export_command", "make a bundle from a checkpoint", _add_export),
     "bench": Subcommand("pipeline.bench.command", "what each stage costs on this machine", _add_bench),
-    "bundle": Subcommand("nodes.bundle_command", "look into a bundle or verify it", _add_bundle),
+    "bundle": Subcommand("nodes.bundle_command", "look into a bundle, verify it or sign it", _add_bundle),
+    "keys": Subcommand("nodes.keys_command", "make the keys with which cloud and nodes trust one another", _add_keys),
     "doctor": Subcommand("nodes.doctor", "say what is wrong with this machine", _add_doctor),
 }
 

@@ -81,6 +81,7 @@ class CameraReader:
         source: what to read.
         options: how to read it.
         random: uniform in [0, 1); spreads the retries of a fleet.
+        first_sequence: number of the first picture.
 
     Attributes:
         name, source: as given.
@@ -88,7 +89,14 @@ class CameraReader:
         width, height: of the newest opened source's pictures in pixels, 0 before the first.
     """
 
-    def __init__(self, name: str, source: Source, options: CaptureOptions, random: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        name: str,
+        source: Source,
+        options: CaptureOptions,
+        random: Callable[[], float],
+        first_sequence: int = 0,
+    ) -> None:
         self.name = name
         self.source = source
         self.state = CaptureState.IDLE
@@ -100,7 +108,7 @@ class CameraReader:
         self._link: socket.socket | None = None
         self._buffer = MessageBuffer()
         self._killed: list[SpawnProcess] = []
-        self._counters = Counters()
+        self._counters = Counters(captured=first_sequence)
         self._is_wanted = False
         self._deadline_ns: int | None = None
         self._up_since_ns: int | None = None

@@ -41,9 +41,10 @@ from nodes.capture_link import (
 )
 from nodes.capture_slot import End, Pace, Picture, Slot
 from nodes.readers import MAX_BAD_IN_A_ROW, Reader, open_reader
-from nodes.sources import Source, mask_credentials
+from nodes.sources import Source
 from pipeline.errors import CaptureError
 from pipeline.frames import Frame
+from pipeline.masking import mask_credentials
 from pipeline.view import make_view
 
 _S: Final = 1_000_000_000

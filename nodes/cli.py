@@ -58,6 +58,9 @@ def node_main(argv: Sequence[str] | None = None) -> int:
         config = load_config(NodeConfig, *_layers(arguments))
         cameras = parse_cameras([camera.argument for camera in config.cameras])
         if arguments.check_config:
+            from nodes.security import load_link_keys
+
+            load_link_keys(config)
             return _approve(config, arguments, "" if cameras else ", but no camera yet: add --camera")
         if not cameras:
             raise ConfigError("command line", "cameras", "name at least one, as in --camera 0")
@@ -80,10 +83,13 @@ def cloud_main(argv: Sequence[str] | None = None) -> int:
 
         config = load_config(CloudConfig, *_layers(arguments))
         if arguments.check_config:
+            from nodes.security import check_cloud_keys
+
+            check_cloud_keys(config)
             return _approve(config, arguments)
         return int(import_module("nodes.cloud_command").run(config, _run_options(config, stop, arguments)))
 
-    return _guard("rac-cloud", lambda: _under_stop(run))
+    return _guard("rac-cloud", lambda: _under_stop(run, takes_reloads=True))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -125,7 +131,7 @@ def _guard(program: str, run: Callable[[], int]) -> int:
 
 
 def _complain(program: str, text: str, code: int) -> int:
-    from nodes.sources import mask_credentials
+    from pipeline.masking import mask_credentials
 
     print(f"{program}: {mask_credentials(' '.join(text.split()))}", file=sys.stderr)
     return code
@@ -139,8 +145,8 @@ def host_name() -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", socket.gethostname())[:64].strip("-.") or "node"
 
 
-def _under_stop(run: Callable[[StopRequest], int]) -> int:
-    with StopRequest() as stop:
+def _under_stop(run: Callable[[StopRequest], int], *, takes_reloads: bool = False) -> int:
+    with StopRequest(takes_reloads=takes_reloads) as stop:
         return run(stop)
 
 
@@ -164,8 +170,8 @@ def _layers(arguments: argparse.Namespace) -> tuple[Path | None, Mapping[str, st
 
 def _approve(config: NodeConfig | CloudConfig, arguments: argparse.Namespace, remark: str = "") -> int:
     if arguments.json:
-        from nodes.sources import mask_credentials
         from pipeline.config_files import describe
+        from pipeline.masking import mask_credentials
 
         print(mask_credentials(json.dumps({"ok": True, "config": describe(config)})))
     else:
@@ -175,5 +181,10 @@ def _approve(config: NodeConfig | CloudConfig, arguments: argparse.Namespace, re
 
 def _run_options(config: NodeConfig | CloudConfig, stop: StopRequest, arguments: argparse.Namespace) -> RunOptions:
     from nodes.log import configure_log
+    from pipeline.config_files import load_config
 
-    return RunOptions(stop, arguments.json, configure_log(config.log.level, config.log.format))
+    def read_config() -> Any:
+        model: Any = type(config)
+        return load_config(model, *_layers(arguments))
+
+    return RunOptions(stop, arguments.json, configure_log(config.log.level, config.log.format), read_config)

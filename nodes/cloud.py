@@ -11,16 +11,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import zmq
 
 from nodes.frontdoor import FrontDoor
+from nodes.offers import BundleOffers
 from nodes.pool import BatchDone, PoolEvent, SlotState, WorkerLost, WorkerPool, WorkerReady
-from nodes.worker import BatchJob
+from nodes.worker import BatchJob, Panic
+from pipeline.admission import Admission, Refusal
+from pipeline.attempts import Attempt, Attempts, Loss, PoisonMemory
 from pipeline.batching import Batch, Batcher
-from pipeline.cloud_actions import Answer, CloudAction, FrameArrived, SendTo, SessionClosed, SessionOpened
+from pipeline.cloud_actions import Answer, ChunkWanted, CloudAction, FrameArrived, SendTo, SessionClosed, SessionOpened
 from pipeline.cloud_ledger import CloudLedger
 from pipeline.cloud_session import CloudSessions
 from pipeline.decoding import Classes, CodedFrame
@@ -34,27 +37,8 @@ MESSAGES_A_TURN = 256
 """Taken from the socket before workers get their turn."""
 SESSION_TICK_NS = 100 * NS_PER_MS
 LONGEST_POLL_MS = 100
-WORKER_ATTEMPTS = 2
-"""A batch whose worker is lost is tried once more, elsewhere where there is an elsewhere."""
 WORKER_STOP_NS = 200 * NS_PER_MS
 """Idle workers end by themselves sooner. At the drain deadline the busy ones are killed: nobody waits for them."""
-
-
-@dataclass(slots=True)
-class OpenBatch:
-    """A batch with a worker, and what is needed to answer its frames.
-
-    Attributes:
-        job: as sent; kept for a second attempt.
-        frames: in the job's order; those that grew too old before a second attempt are left out of both.
-        begun_ns: when the batch was formed.
-        tried_slots: workers that were lost with it.
-    """
-
-    job: BatchJob
-    frames: tuple[FrameArrived, ...]
-    begun_ns: int
-    tried_slots: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,28 +90,37 @@ class CloudFront:
         watcher: CloudWatcher,
         max_age_ns: int | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
+        admission: Admission | None = None,
+        offers: BundleOffers | None = None,
     ) -> None:
         """Join the parts.
 
         Args:
+            offers: bundles for nodes that fetch them; None: they bring their own.
+            admission: who is heard, and how much; by default everybody, within wide limits.
             class_names: of every index that a worker may answer with.
             max_age_ns: beyond which a frame is not tried a second time; the batcher has the same for the first.
         """
         self.door, self.sessions, self.batcher, self.pool = door, sessions, batcher, pool
         self.ledger = CloudLedger()
+        self._admission = admission or Admission()
+        self._offers = offers
         self._class_names = class_names
         self._watcher = watcher
         self._max_age_ns = max_age_ns
         self._clock = clock
-        self._open: dict[int, OpenBatch] = {}
-        self._waiting_retry: list[OpenBatch] = []
-        self._next_batch = 0
+        self._attempts: Attempts[FrameArrived] = Attempts()
+        self._poisons = PoisonMemory()
         self._next_tick_ns = 0
 
-    @property
-    def has_workers(self) -> bool:
-        """Whether a worker can serve now; what readiness says."""
-        return self.pool.count(SlotState.READY) + self.pool.count(SlotState.BUSY) > 0
+    def obstacles(self) -> list[str]:
+        """What is in the way of serving; nothing means ready."""
+        if self.sessions.is_draining:
+            return ["stopping"]
+        if self.pool.count(SlotState.READY) + self.pool.count(SlotState.BUSY) > 0:
+            return []
+        starting, dead = self.pool.count(SlotState.STARTING), self.pool.count(SlotState.DEAD)
+        return [f"no worker can serve: {starting} starting, {dead} lost and waiting for their next start"]
 
     def run(self, should_stop: Callable[[], bool], stop_fd: int, drain_ns: int) -> None:
         """Serve until told to stop, then finish what was accepted, for at most `drain_ns`."""
@@ -148,6 +141,10 @@ class CloudFront:
         now_ns = self._clock()
         if now_ns >= self._next_tick_ns:
             self._next_tick_ns = now_ns + SESSION_TICK_NS
+            for connection in self._admission.revoked():
+                self._perform(self.sessions.revoke(connection, "the key of this node is no longer allowed"))
+            if self._offers is not None:
+                self._perform(self.sessions.change_offer(self._offers.current()))
             self._perform(self.sessions.tick(now_ns))
         self._watcher.idle(now_ns)
 
@@ -176,12 +173,26 @@ class CloudFront:
 
     def _receive(self, routing_id: bytes, parts: list[bytes]) -> None:
         now_ns = self._clock()
+        refusal = self._admission.weigh(routing_id, sum(map(len, parts)), now_ns)
+        if refusal is not None:
+            self._refuse(routing_id, refusal)
+            return
         try:
             message = parse(parts)
         except WireError as error:
             self._perform(self.sessions.malformed(routing_id, error))
             return
-        self._perform(self.sessions.receive(routing_id, message, now_ns))
+        admitted = self._admission.admit(routing_id, message, now_ns)
+        if isinstance(admitted, Refusal):
+            self._refuse(routing_id, admitted)
+        else:
+            self._perform(self.sessions.receive(routing_id, admitted, now_ns))
+
+    def _refuse(self, routing_id: bytes, refusal: Refusal) -> None:
+        if refusal.code is not None:
+            self._perform(self.sessions.turn_away(routing_id, refusal.code, refusal.text))
+        if refusal.ends_connection:
+            self.door.end_last_connection()
 
     def _perform(self, actions: Sequence[CloudAction]) -> None:
         for action in actions:
@@ -191,9 +202,16 @@ class CloudFront:
                 case FrameArrived():
                     self._accept(action)
                 case SessionOpened() | SessionClosed():
+                    self._admission.note(action, self._clock())
                     self._watcher.session_changed(action)
-                case _:
-                    pass  # bundles are not delivered over the link: nodes bring their own
+                case ChunkWanted():
+                    self._send_chunk(action)
+
+    def _send_chunk(self, wanted: ChunkWanted) -> None:
+        """Answer a request for a piece of a bundle; the node repeats one that cannot be answered."""
+        chunk = None if self._offers is None else self._offers.chunk(wanted.request)
+        if chunk is not None:
+            self._send(SendTo(wanted.routing_id, chunk))
 
     def _send(self, action: SendTo) -> bool:
         if self.door.send(action.routing_id, pack(action.message)):
@@ -204,6 +222,9 @@ class CloudFront:
     def _accept(self, frame: FrameArrived) -> None:
         self.ledger.receive(frame.ticket)
         self._watcher.received(frame, peek_operating_point(frame.frame.bitstream)[0])
+        if self._poisons.knows(frame.frame.bitstream, frame.frame.reference, self._clock()):
+            self._answer(frame, Answer(Outcome.POISON, text="the same bytes broke workers before"))
+            return
         refusal = self.batcher.offer(
             frame,
             node=frame.node,
@@ -217,50 +238,50 @@ class CloudFront:
 
     def _hand_out(self) -> None:
         """Give batches to idle workers, those that lost their worker first."""
-        while self._waiting_retry:
-            batch = self._waiting_retry[0] = self._without_stale(self._waiting_retry[0])
-            if batch.frames:
-                if self.pool.submit(batch.job, self._clock(), batch.tried_slots) is None:
-                    break
-                self._open[batch.job.number] = batch
-            self._waiting_retry.pop(0)
+        while (waiting := self._attempts.next_waiting()) is not None:
+            attempt = self._without_stale(waiting)
+            if attempt.items and not self._submit(attempt):
+                break
         while (formed := self.batcher.next_batch(self._clock(), self.pool.count(SlotState.READY))) is not None:
             self._watcher.batch_formed(formed)
-            job = BatchJob(self._next_batch, formed.bundle_id, _coded(formed.items))
-            self._next_batch += 1
-            batch = OpenBatch(job, formed.items, self._clock())
-            if self.pool.submit(job, self._clock()) is None:
-                self._waiting_retry.append(batch)
-            else:
-                self._open[job.number] = batch
+            self._submit(self._attempts.form(formed.bundle_id, formed.items, self._clock()))
 
-    def _without_stale(self, batch: OpenBatch) -> OpenBatch:
+    def _submit(self, attempt: Attempt[FrameArrived]) -> bool:
+        job = BatchJob(attempt.number, attempt.bundle_id, _coded(attempt.items))
+        is_taken = self.pool.submit(job, self._clock(), attempt.tried_slots) is not None
+        if is_taken:
+            self._attempts.open(attempt)
+        else:
+            self._attempts.wait(attempt)
+        return is_taken
+
+    def _without_stale(self, attempt: Attempt[FrameArrived]) -> Attempt[FrameArrived]:
         """The batch without frames that grew too old since their worker was lost; they are answered so."""
-        if self._max_age_ns is None:
-            return batch
+        if self._max_age_ns is None or attempt.is_suspect:
+            return attempt
         oldest_ns = self._clock() - self._max_age_ns
-        fresh = tuple(frame for frame in batch.frames if frame.born_ns > oldest_ns)
-        if len(fresh) == len(batch.frames):
-            return batch
-        for frame in batch.frames:
+        fresh = tuple(frame for frame in attempt.items if frame.born_ns > oldest_ns)
+        for frame in attempt.items:
             if frame.born_ns <= oldest_ns:
                 self._answer(frame, Answer(Outcome.STALE, text="older than max age after its worker was lost"))
-        return replace(batch, job=replace(batch.job, frames=_coded(fresh)), frames=fresh)
+        return replace(attempt, items=fresh)
 
     def _finish_batch(self, done: BatchDone) -> None:
-        batch = self._open.pop(done.answer.number)
-        self._watcher.batch_done(done, len(batch.frames))
+        attempt = self._attempts.finish(done.answer.number)
+        self._watcher.batch_done(done, len(attempt.items))
         timings = done.answer.timings
-        for frame, answer in zip(batch.frames, done.answer.answers, strict=True):
+        for frame, answer in zip(attempt.items, done.answer.answers, strict=True):
             plain = Answer(
                 Outcome.CORRUPT,
-                queue_us=(batch.begun_ns - frame.received_ns) // NS_PER_US,
+                queue_us=(attempt.begun_ns - frame.received_ns) // NS_PER_US,
                 decode_us=timings.entropy_decode_ns // NS_PER_US,
                 classify_us=timings.classify_ns // NS_PER_US,
-                batch_frames=len(batch.frames),
+                batch_frames=len(attempt.items),
             )
             if isinstance(answer, Classes):
                 self._answer(frame, self._with_classes(plain, answer))
+            elif isinstance(answer, Panic):
+                self._answer_poison(frame, replace(plain, outcome=Outcome.POISON, text=answer.text))
             else:
                 self._answer(frame, replace(plain, text=answer))
 
@@ -275,13 +296,18 @@ class CloudFront:
         self._watcher.worker_lost(lost)
         if lost.job is None:
             return
-        batch = self._open.pop(lost.job.number)
-        batch.tried_slots.append(lost.slot)
-        if len(batch.tried_slots) < WORKER_ATTEMPTS:
-            self._waiting_retry.append(batch)
+        blame = self._attempts.lose(lost.job.number, Loss(lost.slot, lost.is_killed))
+        if blame is None:
             return
-        for frame in batch.frames:
-            self._answer(frame, Answer(Outcome.WORKER_LOST, text=f"{len(batch.tried_slots)} workers were lost with it"))
+        answer = Answer(blame.outcome, text=blame.text)
+        if blame.outcome is Outcome.POISON:
+            self._answer_poison(blame.item, answer)
+        else:
+            self._answer(blame.item, answer)
+
+    def _answer_poison(self, frame: FrameArrived, answer: Answer) -> None:
+        self._poisons.add(frame.frame.bitstream, frame.frame.reference, self._clock())
+        self._answer(frame, answer)
 
     def _answer(self, frame: FrameArrived, answer: Answer) -> None:
         """Answer a frame and close its ledger entry, whether or not its node can still be reached."""
@@ -301,13 +327,8 @@ class CloudFront:
         while self.ledger.in_flight and self._clock() < deadline_ns:
             self._turn(None)
         patience_ns = 0 if self.ledger.in_flight else WORKER_STOP_NS
-        for frame in self.batcher.take_all():
+        for frame in (*self.batcher.take_all(), *self._attempts.take_all()):
             self._answer(frame, Answer(Outcome.SHUTDOWN, text="the cloud stops"))
-        for batch in (*self._waiting_retry, *self._open.values()):
-            for frame in batch.frames:
-                self._answer(frame, Answer(Outcome.SHUTDOWN, text="the cloud stops"))
-        self._waiting_retry.clear()
-        self._open.clear()
         self._perform(self.sessions.close("the cloud stops"))
         self.pool.stop(self._clock, self._clock() + patience_ns)
         self.ledger.check_balance()

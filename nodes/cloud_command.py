@@ -16,6 +16,7 @@ from typing import Any
 import zmq
 from rich.console import Console
 
+from nodes.authenticator import Authenticator
 from nodes.bundles import load_configured
 from nodes.cloud import CloudFront
 from nodes.cloud_console import CloudConsole, SinkWatcher
@@ -24,24 +25,34 @@ from nodes.exporter import Exporter
 from nodes.frontdoor import FrontDoor
 from nodes.lifecycle import EXIT_OK, RunOptions
 from nodes.metrics_server import Health, start_metrics_server
+from nodes.offers import BundleOffers
 from nodes.pool import WorkerPool
 from nodes.preparation import prepare_in_process
+from nodes.quarantine import Quarantine
 from nodes.results import ResultSink, open_sink
+from nodes.security import authenticator, cloud_reminder, load_cloud_key
+from nodes.security_metrics import SecurityMetrics
 from nodes.version import version
 from nodes.watchers import Watchers
 from nodes.worker import ServedBundle, WorkerSpec
+from pipeline.admission import Admission
+from pipeline.authorisation import NamedKey
 from pipeline.batching import Batcher, BatcherSettings
 from pipeline.bundle import Bundle, find_bundle
+from pipeline.bundle_delivery import read_node_part
 from pipeline.classes import load_classes
 from pipeline.cloud_actions import CloudSettings, FrameArrived
 from pipeline.cloud_session import CloudSessions
 from pipeline.config import CloudConfig
 from pipeline.config_files import is_given
 from pipeline.errors import ConfigError
-from pipeline.inference import choose_engine
+from pipeline.inference import cache_root, choose_engine
+from pipeline.node_limits import LimitSettings
+from pipeline.wire import BUNDLE_DELIVERY, MAX_MESSAGE_BYTES
 
 NS_PER_S = 1_000_000_000
 NS_PER_MS = 1_000_000
+MIB = 2**20
 GOODBYE_LINGER_MS = 200
 SINK_CLOSE_S = 0.5
 
@@ -50,29 +61,42 @@ logger = logging.getLogger("rac.cloud")
 
 def run(config: CloudConfig, options: RunOptions) -> int:
     """Entry of the command; returns the exit code."""
+    secret = load_cloud_key(config)
     bundles = {name: load_configured(name, "configuration", "bundles") for name in config.bundles}
+    if config.offer is not None and config.offer not in bundles:
+        raise ConfigError("configuration", "offer", f"{config.offer} is not among bundles: {', '.join(bundles)}")
     weights = _find_weights(config)
     with ExitStack() as opened:
         sinks = [opened.enter_context(_sink(text)) for text in config.results]
-        door = opened.enter_context(_door(config))
+        context = opened.enter_context(zmq.Context())
+        guard = opened.enter_context(authenticator(config, context, lambda: options.stop.reloads))
+        door = opened.enter_context(_door(config, context, secret))
         spec = _worker_spec(config, bundles, weights, options)
         if spec is None:  # stopped while the graphs were made
             return EXIT_OK
-        return _serve(config, options, list(bundles.values()), spec, sinks, door)
+        return _serve(config, options, bundles, spec, sinks, door, guard)
 
 
 def _serve(
     config: CloudConfig,
     options: RunOptions,
-    bundles: list[Bundle],
+    named_bundles: dict[str, Bundle],
     spec: WorkerSpec,
     sinks: list[ResultSink],
     door: FrontDoor,
+    guard: Authenticator | None,
 ) -> int:
     """Join the parts, serve, say how it ended."""
+    bundles = list(named_bundles.values())
     exporter = Exporter("cloud", _known_labels(config, bundles), max_cameras=config.metrics.max_cameras)
     health = Health()
-    metrics = CloudMetrics(exporter, health, version(), sinks, every_second=options.log.flush_repeats)
+    security = SecurityMetrics(exporter, cloud_reminder(config), guard)
+
+    def every_second() -> None:
+        options.log.flush_repeats()
+        security.publish()
+
+    metrics = CloudMetrics(exporter, health, version(), sinks, every_second=every_second)
     for bundle in bundles:
         exporter.inform("rac_cloud_bundle_info", bundle.short_id, bundle.manifest.classifier)
         exporter.set("rac_cloud_bundle_loaded_timestamp_seconds", time.time(), bundle.short_id)
@@ -90,16 +114,23 @@ def _serve(
         None if options.is_json else Console(file=people, highlight=False, soft_wrap=True),
         first_ready=lambda: say("ready", "ready: the first worker can serve"),
     )
-    session_settings = _session_settings(config, bundles)
+    session_settings = _session_settings(config, named_bundles)
     batcher_settings = _batcher_settings(config, session_settings.queue_frames)
     front = CloudFront(
         door=door,
         sessions=CloudSessions(session_settings, lambda: secrets.token_bytes(8)),
         batcher=Batcher[FrameArrived](batcher_settings),
-        pool=WorkerPool(spec, config.pool.workers, round(config.pool.batch_timeout_s * NS_PER_S)),
+        pool=WorkerPool(
+            spec,
+            config.pool.workers,
+            round(config.pool.batch_timeout_s * NS_PER_S),
+            memory_limit_bytes=config.pool.worker_memory_mb * MIB,
+        ),
         class_names=load_classes().names,
-        watcher=Watchers([lines, metrics, SinkWatcher(sinks)]),
+        watcher=Watchers([lines, metrics, SinkWatcher(sinks), _quarantine(config)]),
         max_age_ns=batcher_settings.max_age_ns,
+        offers=_offers(config, options, named_bundles, exporter),
+        admission=Admission(_limit_settings(config), guard.allow_list if guard else None),
     )
     metrics.attach(front)
     lines.attach(front)
@@ -110,13 +141,15 @@ def _serve(
         config.metrics.host,
         config.metrics.port,
         may_move=not is_given(config, "metrics.port"),
+        token=config.metrics.token,
     )
     served = ", ".join(f"{bundle.manifest.name} {bundle.short_id}" for bundle in bundles)
     say(
         "start",
         f"listening on {door.endpoint}, {config.pool.workers} workers on {spec.engine} {spec.precision} with "
-        f"{spec.threads} threads each, bundles {served}, metrics on {server.url}",
+        f"{spec.threads} threads each, bundles {served}, metrics on {server.url}, {security.summary()}",
         endpoint=door.endpoint,
+        security=security.mode,
         metrics=server.url,
         workers=config.pool.workers,
         engine=spec.engine,
@@ -140,6 +173,32 @@ def _serve(
     return EXIT_OK
 
 
+def _quarantine(config: CloudConfig) -> Quarantine:
+    folder = Path(config.pool.quarantine) if config.pool.quarantine else cache_root() / "quarantine"
+    return Quarantine(folder, config.pool.quarantine_files)
+
+
+def _offers(
+    config: CloudConfig, options: RunOptions, named_bundles: dict[str, Bundle], exporter: Exporter
+) -> BundleOffers:
+    """What nodes that fetch their bundle are told to run."""
+    ids = {name: bundle.bundle_id for name, bundle in named_bundles.items()}
+
+    def show(offered: bytes) -> None:
+        for bundle in named_bundles.values():
+            exporter.set("rac_cloud_bundle_offered", float(bundle.bundle_id == offered), bundle.short_id)
+
+    def read_name() -> str:
+        return _offered_name(options.read_config())
+
+    parts = {bundle_id: read_node_part(name) for name, bundle_id in ids.items()}
+    return BundleOffers(parts, ids, _offered_name(config), read_name, lambda: options.stop.reloads, show)
+
+
+def _offered_name(config: CloudConfig) -> str:
+    return config.bundles[0] if config.offer is None else config.offer
+
+
 @contextmanager
 def _sink(text: str) -> Iterator[ResultSink]:
     """A sink that is open for the time of the program; at its end what it lost is said."""
@@ -153,18 +212,23 @@ def _sink(text: str) -> Iterator[ResultSink]:
 
 
 @contextmanager
-def _door(config: CloudConfig) -> Iterator[FrontDoor]:
+def _door(config: CloudConfig, context: zmq.Context[zmq.Socket[bytes]], secret: NamedKey | None) -> Iterator[FrontDoor]:
     """The bound socket; bound before anything takes time, so that a port that is taken shows at once."""
-    with zmq.Context() as context:
-        try:
-            door = FrontDoor(context, config.link.bind, config.link.max_message_bytes)
-        except zmq.ZMQError as error:
-            text = f"{config.link.bind} cannot be bound: {error.strerror}"
-            raise ConfigError("configuration", "link.bind", text) from error
-        try:
-            yield door
-        finally:
-            door.close(GOODBYE_LINGER_MS)
+    try:
+        door = FrontDoor(
+            context,
+            config.link.bind,
+            config.link.max_message_bytes,
+            secret_key=secret.key if secret else None,
+            window_frames=max(config.link.credit, config.link.max_credit),
+        )
+    except zmq.ZMQError as error:
+        text = f"{config.link.bind} cannot be bound: {error.strerror}"
+        raise ConfigError("configuration", "link.bind", text) from error
+    try:
+        yield door
+    finally:
+        door.close(GOODBYE_LINGER_MS)
 
 
 def _find_weights(config: CloudConfig) -> Path | None:
@@ -216,14 +280,30 @@ def _known_labels(config: CloudConfig, bundles: list[Bundle]) -> dict[str, Seque
     }
 
 
-def _session_settings(config: CloudConfig, bundles: list[Bundle]) -> CloudSettings:
+def _session_settings(config: CloudConfig, named_bundles: dict[str, Bundle]) -> CloudSettings:
     return CloudSettings(
-        bundle_ids=frozenset(bundle.bundle_id for bundle in bundles),
+        bundle_ids=frozenset(bundle.bundle_id for bundle in named_bundles.values()),
+        offer=named_bundles[_offered_name(config)].bundle_id,
+        capabilities=(BUNDLE_DELIVERY,),
         window_frames=config.link.credit,
+        max_window_frames=max(config.link.credit, config.link.max_credit),
         capacity_frames=config.pool.queue_frames,
         max_sessions=config.link.max_sessions,
+        max_node_sessions=config.limits.node_sessions,
+        max_cameras=config.limits.node_cameras,
+        max_message_bytes=min(config.link.max_message_bytes, MAX_MESSAGE_BYTES),
         heartbeat_ms=round(config.link.heartbeat_s * 1000),
         peer_timeout_ms=round(config.link.peer_timeout_s * 1000),
+    )
+
+
+def _limit_settings(config: CloudConfig) -> LimitSettings:
+    return LimitSettings(
+        frames_per_second=config.limits.frames_per_second,
+        bytes_per_second=config.limits.bytes_per_second,
+        message_bytes=min(config.link.max_message_bytes, MAX_MESSAGE_BYTES),
+        window_frames=max(config.link.credit, config.link.max_credit),
+        cut_off_ns=round(config.limits.cut_off_s * NS_PER_S),
     )
 
 

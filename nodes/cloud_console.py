@@ -9,7 +9,7 @@ from collections.abc import Callable
 from rich.console import Console
 
 from nodes.cloud import AnsweredFrame, CloudFront
-from nodes.pool import BatchDone, SlotState, WorkerLost, WorkerReady
+from nodes.pool import BatchDone, LossReason, SlotState, WorkerLost, WorkerReady
 from nodes.results import ResultSink
 from pipeline.batching import Batch
 from pipeline.cloud_actions import FrameArrived, SessionClosed, SessionOpened
@@ -66,6 +66,9 @@ class CloudConsole:
             self._first_ready = None
 
     def worker_lost(self, lost: WorkerLost) -> None:
+        if lost.reason is LossReason.MEMORY:
+            logger.warning("worker %d is over pool.worker_memory_mb; it is started again", lost.slot)
+            return
         held = f", with a batch of {len(lost.job.frames)}" if lost.job else ""
         logger.warning(
             "worker %d lost (%s, exit code %s)%s; it is started again", lost.slot, lost.reason, lost.exit_code, held

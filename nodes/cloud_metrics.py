@@ -71,6 +71,7 @@ class CloudMetrics:
         exporter.add("rac_cloud_worker_busy_seconds_total", done.slot, amount=done.busy_ns / 1e9)
         exporter.add("rac_cloud_worker_frames_total", done.slot, amount=num_frames)
         exporter.set("rac_cloud_worker_last_batch_timestamp_seconds", self._wall_clock(), done.slot)
+        exporter.set("rac_cloud_worker_resident_bytes", done.answer.resident_bytes, done.slot)
 
     def answered(self, answered: AnsweredFrame) -> None:
         if answered.outcome is not Outcome.OK:
@@ -130,16 +131,19 @@ class CloudMetrics:
             "rac_cloud_network_bytes_total",
             {"sent": front.door.sent_bytes, "received": front.door.received_bytes},
         )
+        self._grow(("rac_cloud_connections_ended_total",), front.door.connections.ended)
         self._carry(
             "rac_cloud_sink_dropped_total",
             {str(place): sink.dropped for place, sink in enumerate(self._sinks)},
         )
-        self._health.set_reasons([] if front.has_workers else ["no worker can serve yet"])
+        self._health.set_reasons(front.obstacles())
 
     def _publish_sessions(self, front: CloudFront) -> None:
         statistics = front.sessions.statistics()
         self._exporter.set("rac_cloud_sessions", len(statistics.sessions))
         self._exporter.set("rac_cloud_credit_outstanding_frames", statistics.credit)
+        windows = [session.window for session in statistics.sessions]
+        self._exporter.set("rac_cloud_credit_window_frames", max(windows, default=0))
         known = {word: count for word, count in statistics.handshakes.items() if word in HANDSHAKE.values}
         self._carry("rac_cloud_handshakes_total", known)
         self._carry("rac_cloud_sessions_closed_total", statistics.closed)

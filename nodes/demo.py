@@ -27,8 +27,8 @@ from rich.live import Live
 from rich.table import Table
 
 from nodes.bundles import load_configured
-from nodes.edge import share
 from nodes.lifecycle import EXIT_FAILURE, EXIT_OK, StopRequest
+from nodes.node_summary import share
 from nodes.scenes import PHOTOGRAPHS
 from nodes.sources import find_photographs
 from pipeline.errors import PipelineError

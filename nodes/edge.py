@@ -4,8 +4,9 @@
                                                  <--RESULT--
 
 The loop polls the cameras' links and the socket, and does what is due. A frame is asked for only when there is credit
-to send it, so nothing is encoded in vain and no queue exists here. Decisions are made by `pipeline.session`,
-`pipeline.rate_control` and `pipeline.ledger`; this file carries out what they say.
+to send it, so nothing is encoded in vain and no queue exists here; but with a spool, frames of files and folders go to
+the disk first, are asked for while there is no session too, and are sent from there. Decisions are made by
+`pipeline.session`, `pipeline.rate_control` and `pipeline.ledger`; this file carries out what they say.
 """
 
 from __future__ import annotations
@@ -15,18 +16,24 @@ import time
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import zmq
 
 from nodes.capture import stop_readers
 from nodes.capture_events import BadFrames, CaptureEvent, Down, Finished, FrameArrived, Settled, Up
+from nodes.companions import Companion, SessionChange
+from nodes.frame_encoder import EncodedFrame, FrameEncoder
 from nodes.lanes import Lane, Reader
+from nodes.spool import MAX_FRAMES, Spool
+from nodes.spool_sender import SpoolSender
 from nodes.uplink import Uplink, framed_bytes
+from pipeline.bundle import Bundle
+from pipeline.bundle_trial import BundleChange
 from pipeline.encoder import Encoder, OperatingPoint
-from pipeline.errors import CorruptBitstreamError, WireError
+from pipeline.errors import WireError
 from pipeline.frames import VIEW_SIDE_PX, Frame
-from pipeline.ledger import ClosedFrame, Ledger, Outcome
+from pipeline.ledger import MAX_OPEN_FRAMES, ClosedFrame, Ledger, Outcome
 from pipeline.rate_control import DepthChange, DepthController
 from pipeline.session import (
     Action,
@@ -42,38 +49,17 @@ from pipeline.session import (
 )
 from pipeline.wire import FrameMessage, Hello, Result, pack, parse
 
-NS_PER_MS = 1_000_000
 NS_PER_S = 1_000_000_000
 GOODBYE_LINGER_MS = 200
 LONGEST_POLL_MS = 500
+CHANGE_LIMIT_NS = 2 * NS_PER_S
+"""How long a change of the session waits for what is on the way; what is not answered by then is lost in the link."""
 FIRST_FRAME_LIMIT_NS = 2 * NS_PER_S
 """How long the start waits for a real frame to time the depths on."""
-OVER_BUDGET_PROBE_NS = NS_PER_S
-"""While frames are dropped over budget, one a second is still encoded, or the end of the overload went unseen."""
 REFERENCE_ZLIB_LEVEL = 1
 """A view is sent once in a while; higher levels save 3 % and take three times as long."""
 
 logger = logging.getLogger("rac.edge")
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedFrame:
-    """A frame on its way, for whoever watches.
-
-    Attributes:
-        hand_over_ns: capture to here, without making the view.
-        network_ns / entropy_ns: the encoder's two parts.
-        elapsed_ns: camera array to bytes, what the budget covers.
-    """
-
-    frame: Frame
-    point: OperatingPoint
-    bitstream_bytes: int
-    hand_over_ns: int
-    network_ns: int
-    entropy_ns: int
-    elapsed_ns: int
-    is_over_budget: bool
 
 
 class EdgeWatcher(Protocol):
@@ -88,6 +74,8 @@ class EdgeWatcher(Protocol):
     def link_changed(self, action: Opened | Lost | Backoff) -> None: ...
 
     def depth_changed(self, change: DepthChange) -> None: ...
+
+    def bundle_changed(self, change: BundleChange) -> None: ...
 
     def idle(self, now_ns: int) -> None: ...
 
@@ -121,24 +109,42 @@ class EdgeNode:
         options: EdgeOptions,
         watcher: EdgeWatcher,
         clock: Callable[[], int] = time.monotonic_ns,
+        spool: Spool | None = None,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         """Join the parts.
 
         Args:
             calibrate: times every depth on the first frame, or on a made-up one when no camera gave any in time.
+            spool: for the frames of sources that wait; the readers' numbers begin at its `first_sequence`.
+            wall_clock: shown, never decided by.
         """
-        self.lanes = [Lane(number, reader) for number, reader in enumerate(readers)]
-        self.ledger = Ledger(lane.name for lane in self.lanes)
+        first = 0 if spool is None else spool.first_sequence
+        self.lanes = [
+            Lane(number, reader, settled=first, is_spooled=spool is not None and not reader.is_live)
+            for number, reader in enumerate(readers)
+        ]
+        max_open = MAX_OPEN_FRAMES + (0 if spool is None else MAX_FRAMES)
+        self.ledger = Ledger((lane.name for lane in self.lanes), max_open=max_open)
         self.session = session
+        self.spool = spool
+        self._spooled = (
+            None
+            if spool is None
+            else SpoolSender(spool, self.ledger, session, self.lanes, self._send_frame, self._drop, clock, wall_clock)
+        )
         self.uplink = uplink
         self._calibrate = calibrate
-        self._controller: DepthController | None = None
-        self._encoder = encoder
+        self._frames = FrameEncoder(
+            encoder, options.level16, drops_over_budget=options.drops_over_budget, watcher=watcher, clock=clock
+        )
+        self.companions: list[Companion] = []
+        self._changes: list[SessionChange] = []
+        self._change_by_ns = 0
         self._options = options
         self._watcher = watcher
         self._clock = clock
         self._next_lane = 0
-        self._probed_ns = 0
         self._link_index = 0
 
     @property
@@ -147,10 +153,19 @@ class EdgeNode:
         return self._link_index
 
     @property
+    def bundle(self) -> Bundle:
+        """What frames are encoded with now."""
+        return self._frames.encoder.bundle
+
+    @property
     def controller(self) -> DepthController:
         """What chooses the depth; there once `run` has timed the depths."""
-        assert self._controller is not None
-        return self._controller
+        assert self._frames.controller is not None
+        return self._frames.controller
+
+    def use(self, encoder: Encoder, level16: int, controller: DepthController) -> None:
+        """Encode with this from the next frame on."""
+        self._frames.use(encoder, level16, controller)
 
     def run(self, should_stop: Callable[[], bool], stop_fd: int) -> None:
         """Stream until told to stop or until every finite camera is through and answered; then stop in order.
@@ -164,8 +179,7 @@ class EdgeNode:
             lane.ask(now_ns)
         first = self._wait_for_first_frame(should_stop, stop_fd)
         if not should_stop():
-            self._controller = self._calibrate(first)
-            self._warn_once_over_budget()
+            self._frames.use(self._frames.encoder, self._options.level16, self._calibrate(first))
             self._give_up_live_frames()
             self._perform(self.session.start(self._clock()))
         while not should_stop() and not self._is_through():
@@ -187,7 +201,7 @@ class EdgeNode:
         """By the time there is a session these would be old; and a lane that keeps one asks for no other."""
         for lane in self.lanes:
             if lane.frame is not None and lane.reader.is_live:
-                self._drop(lane, lane.frame, Outcome.LINK_DOWN)
+                self._drop(lane.name, lane.frame.sequence, Outcome.LINK_DOWN)
                 lane.frame = None
 
     def _read_cameras(self) -> None:
@@ -203,17 +217,34 @@ class EdgeNode:
         self.uplink.flush()
         for parts in self.uplink.receive():
             self._receive(parts)
+        self._take_link_failure()
         self._read_cameras()
         for lane in self.lanes:
-            if lane.frame is not None and self.session.can_send:
+            if lane.frame is not None and (self.session.can_send or lane.is_spooled):
                 frame, lane.frame = lane.frame, None
                 # What stood still while it waited is as old as the moment when the wait ended.
                 self._encode_and_send(lane, frame, born_ns=self._clock())
+        if self._spooled is not None and not self._changes:
+            self._spooled.send_waiting()
         now_ns = self._clock()
         self._perform(self.session.tick(now_ns))
+        self._turn_companions(now_ns)
         for closed in self.ledger.expire(now_ns, self._options.result_timeout_ns):
-            self._watcher.closed(closed, None)
+            self._tell_closed(closed)
         self._watcher.idle(now_ns)
+
+    def _turn_companions(self, now_ns: int) -> None:
+        """Let them do what is due; a change of the session waits until nothing is on the way, but not for long."""
+        for companion in self.companions:
+            self._perform(companion.turn(now_ns))
+            change = companion.take_change()
+            if change is not None:
+                self._changes.append(change)
+                self._change_by_ns = now_ns + CHANGE_LIMIT_NS
+        if self._changes and (not self.ledger.unanswered or now_ns >= self._change_by_ns):
+            changes, self._changes = self._changes, []
+            for change in changes:
+                self._perform(change(now_ns))
 
     def _wait(self, stop_fd: int) -> None:
         poller = zmq.Poller()
@@ -223,8 +254,13 @@ class EdgeNode:
         for lane in self.lanes:
             if lane.reader.fileno() >= 0:
                 poller.register(lane.reader.fileno(), zmq.POLLIN)
+        for socket in (companion.socket() for companion in self.companions):
+            if socket is not None:
+                poller.register(socket, zmq.POLLIN)
         now_ns = self._clock()
         deadlines = [lane.reader.next_deadline() for lane in self.lanes]
+        deadlines += [companion.next_deadline_ns() for companion in self.companions]
+        deadlines += [self._change_by_ns] if self._changes else []
         deadlines += [lane.reserved_until_ns() for lane in self.lanes if lane.reserves(now_ns)]
         deadlines += [
             self.session.next_deadline_ns(),
@@ -239,12 +275,16 @@ class EdgeNode:
     def _ask_cameras(self) -> None:
         """Ask as many cameras as there is credit for, in turn; note for the others why they are not asked."""
         now_ns = self._clock()
-        room = self.session.credit - sum(lane.reserves(now_ns) for lane in self.lanes) if self.session.is_up else 0
+        room = 0
+        if self.session.is_up and not self._changes:
+            room = self.session.credit - sum(lane.reserves(now_ns) for lane in self.lanes)
         count = len(self.lanes)
         for lane in (self.lanes[(self._next_lane + offset) % count] for offset in range(count)):
             if not lane.can_ask:
                 continue
-            if room > 0:
+            if self._spooled is not None and lane.is_spooled and not self._spooled.may_ask(room, now_ns):
+                continue
+            if room > 0 or lane.is_spooled:
                 lane.ask(now_ns)
                 room -= 1
                 self._next_lane = (lane.number + 1) % count
@@ -268,16 +308,26 @@ class EdgeNode:
                     self._watcher.camera_changed(lane, event)
 
     def _take_frame(self, lane: Lane, frame: Frame) -> None:
-        if self.session.can_send:
+        is_timed = self._frames.controller is not None
+        if self.session.can_send or (lane.is_spooled and is_timed):
             self._encode_and_send(lane, frame, born_ns=frame.captured_ns)
-        elif lane.reader.is_live and self._controller is not None:
+        elif lane.reader.is_live and is_timed:
             # The credit it was asked for is gone; by the time there is credit again it would be old.
-            self._drop(lane, frame, Outcome.NO_CREDIT if self.session.is_up else Outcome.LINK_DOWN)
+            reason = Outcome.NO_CREDIT if self.session.is_up else Outcome.LINK_DOWN
+            self._drop(lane.name, frame.sequence, reason)
         else:
             lane.frame = frame
 
-    def _drop(self, lane: Lane, frame: Frame, outcome: Outcome) -> None:
-        self._watcher.closed(self.ledger.drop(lane.name, frame.sequence, outcome, self._clock()), None)
+    def _drop(self, camera: str, sequence: int, outcome: Outcome) -> None:
+        self._tell_closed(self.ledger.drop(camera, sequence, outcome, self._clock()))
+
+    def _tell_closed(self, closed: ClosedFrame, result: Result | None = None) -> None:
+        """A frame has ended: first in the spool, so that it is told of once at most, whatever happens next."""
+        if self._spooled is not None:
+            self._spooled.end(closed)
+        for companion in self.companions:
+            companion.close_frame(closed, self._clock())
+        self._watcher.closed(closed, result)
 
     def _encode_and_send(self, lane: Lane, frame: Frame, born_ns: int) -> None:
         """Encode a frame and send it, or close its entry.
@@ -285,33 +335,15 @@ class EdgeNode:
         Args:
             born_ns: from when on its age counts for the cloud.
         """
-        begun_ns = self._clock()
-        if self._options.drops_over_budget and self.controller.is_over_budget:
-            if begun_ns - self._probed_ns < OVER_BUDGET_PROBE_NS:
-                self._drop(lane, frame, Outcome.OVER_BUDGET)
-                return
-            self._probed_ns = begun_ns
-        point = OperatingPoint(self.controller.decide(), self._options.level16)
-        try:
-            symbols = self._encoder.symbols(frame.view, point)
-            coded_ns = self._clock()
-            bitstream = self._encoder.pack(symbols, point)
-        except CorruptBitstreamError as error:  # larger than any bitstream may be
-            logger.warning("frame not sent: %s", error, extra={"camera": lane.name})
-            self._drop(lane, frame, Outcome.OVERSIZE)
+        coded = self._frames.encode(frame)
+        if isinstance(coded, Outcome):
+            self._drop(lane.name, frame.sequence, coded)
             return
-        except Exception as error:  # onnxruntime's exceptions share no base of their own; one frame, not the stream
-            logger.warning("frame not encoded: %s", error, extra={"camera": lane.name})
-            self._drop(lane, frame, Outcome.ENCODE_ERROR)
-            return
-        now_ns = self._clock()
-        elapsed_ns = frame.view_ns + now_ns - begun_ns
-        change = self.controller.observe(point.depth, elapsed_ns, now_ns)
-        if change is not None:
-            self._watcher.depth_changed(change)
-        self._warn_once_over_budget()
+        encoded, bitstream = coded
         every = self._options.reference_every
         wants_reference = every > 0 and lane.encoded % every == 0
+        reference = zlib.compress(frame.view.tobytes(), REFERENCE_ZLIB_LEVEL) if wants_reference else None
+        now_ns = self._clock()
         message = FrameMessage(
             camera=lane.number,
             sequence=frame.sequence,
@@ -319,43 +351,40 @@ class EdgeNode:
             age_us=max(0, now_ns - born_ns) // 1000,
             label=frame.label,
             bitstream=bitstream,
-            reference=zlib.compress(frame.view.tobytes(), REFERENCE_ZLIB_LEVEL) if wants_reference else None,
+            reference=reference,
         )
-        parts = pack(message)
-        if sum(map(len, parts)) > self.session.max_message_bytes:
-            self._drop(lane, frame, Outcome.OVERSIZE)
+        if sum(map(len, pack(message))) > self.session.max_message_bytes:
+            self._drop(lane.name, frame.sequence, Outcome.OVERSIZE)
             return
         lane.encoded += 1
-        is_over = elapsed_ns > self.controller.budget_ns
-        self._watcher.encoded(
-            EncodedFrame(
-                frame=frame,
-                point=point,
-                bitstream_bytes=len(bitstream),
-                hand_over_ns=max(0, begun_ns - frame.captured_ns - frame.view_ns),
-                network_ns=coded_ns - begun_ns,
-                entropy_ns=now_ns - coded_ns,
-                elapsed_ns=elapsed_ns,
-                is_over_budget=is_over,
-            )
-        )
+        self._watcher.encoded(encoded)
+        for companion in self.companions:
+            companion.encode(lane.name, frame.sequence)
+        if lane.is_spooled:
+            assert self._spooled is not None
+            self._spooled.put(lane.name, message, encoded.point, self._frames.encoder.bundle.bundle_id)
+        else:
+            self._send_frame(lane.name, message, encoded.point)
+
+    def _send_frame(self, camera: str, message: FrameMessage, point: OperatingPoint) -> None:
+        now_ns = self._clock()
         self.ledger.send(
-            lane.name,
-            frame.sequence,
+            camera,
+            message.sequence,
             now_ns,
             depth=point.depth,
             level16=point.level16,
-            bitstream_bytes=len(bitstream),
+            bitstream_bytes=len(message.bitstream),
             coded_pixels=VIEW_SIDE_PX**2,
-            wire_bytes=framed_bytes(parts),
+            wire_bytes=framed_bytes(pack(message)),
         )
         self._perform(self.session.send_frame(message, now_ns))
 
-    def _warn_once_over_budget(self) -> None:
-        if self.controller.take_warning():
-            what = "dropped" if self._options.drops_over_budget else "sent over budget"
-            budget_ms = self.controller.budget_ns / NS_PER_MS
-            logger.warning("not even depth %d fits %g ms now: frames are %s", self.controller.decide(), budget_ms, what)
+    def _take_link_failure(self) -> None:
+        failure = self.uplink.take_failure()
+        if failure is not None:
+            reason = LossReason.AUTH if failure.is_lasting else LossReason.REFUSED
+            self._perform(self.session.link_failed(reason, failure.text, self._clock()))
 
     def _receive(self, parts: list[bytes]) -> None:
         now_ns = self._clock()
@@ -371,7 +400,7 @@ class EdgeNode:
             match action:
                 case OpenLink():
                     self._link_index = action.index
-                    self.uplink.open(action.endpoint)
+                    self.uplink.open(action.endpoint, action.index)
                 case CloseLink():
                     self.uplink.close(GOODBYE_LINGER_MS if action.is_orderly else 0)
                 case Send(message=Hello() as hello):
@@ -385,15 +414,24 @@ class EdgeNode:
                 case ResultArrived():
                     self._take_result(action.camera, action.result, received_bytes)
                 case Lost():
+                    if action.reason is LossReason.AUTH:
+                        logger.error("not authorised: %s; trying again slowly", action.text)
                     for closed in self.ledger.lose_link(self._clock()):
-                        self._watcher.closed(closed, None)
+                        self._tell_closed(closed)
+                    if self.spool is not None:
+                        self.spool.lose_link()
                     self._watcher.link_changed(action)
                 case Opened() | Backoff():
                     self._watcher.link_changed(action)
                 case _:
-                    pass  # credit is read from the session; bundle chunks are not asked for
+                    pass  # credit is read from the session; the rest is for the companions
+            for companion in self.companions:
+                companion.act(action, self._clock())
 
     def _take_result(self, camera: str, result: Result, wire_bytes: int) -> None:
+        is_left_out = result.outcome in (Outcome.SHUTDOWN, Outcome.STALE)
+        if is_left_out and self._spooled is not None and self._spooled.take_back(camera, result.sequence):
+            return
         closed = self.ledger.answer(
             camera,
             result.sequence,
@@ -404,26 +442,31 @@ class EdgeNode:
             wire_bytes=wire_bytes,
         )
         if closed is not None:
-            self._watcher.closed(closed, result)
+            self._tell_closed(closed, result)
 
     def _is_through(self) -> bool:
         """Whether every camera has ended and every frame is closed."""
         return all(lane.reader.has_ended for lane in self.lanes) and self.ledger.in_flight == 0
 
     def _drain(self) -> None:
-        """Stop the cameras, wait for results of what was sent, say goodbye, close what is left."""
+        """Stop the cameras, wait for results of what was sent, say goodbye, close what is left.
+
+        What is in the spool stays open: the next start goes on with it.
+        """
         now_ns = self._clock()
         deadline_ns = now_ns + self._options.drain_ns
         for lane in self.lanes:
             lane.reader.stop(now_ns)
             if lane.frame is not None:
-                self._drop(lane, lane.frame, Outcome.SHUTDOWN)
+                self._drop(lane.name, lane.frame.sequence, Outcome.SHUTDOWN)
                 lane.frame = None
         while self.session.is_up and self.ledger.unanswered and self._clock() < deadline_ns:
             self._turn_drain(deadline_ns)
         self._perform(self.session.stop("node stops"))
+        for companion in self.companions:
+            companion.stop()
         for closed in self.ledger.close_all(Outcome.SHUTDOWN, self._clock()):
-            self._watcher.closed(closed, None)
+            self._tell_closed(closed)
         stop_readers([lane.reader for lane in self.lanes])
         self.ledger.check_balance()
 
@@ -438,36 +481,3 @@ class EdgeNode:
             lane.reader.receive(self._clock())
             lane.reader.tick(self._clock())
         self._perform(self.session.tick(self._clock()))
-
-
-def summary(node: EdgeNode) -> dict[str, Any]:
-    """Closing figures of a run, for people and for `--json`."""
-    snapshot = node.ledger.snapshot()
-    total = snapshot.total
-    return {
-        "captured": total.captured,
-        "results": total.results,
-        "dropped": dict(sorted(total.dropped.items())),
-        "in_flight": total.in_flight,
-        "late": total.late,
-        "labelled": total.labelled,
-        "top1": share(total.correct_top1, total.labelled),
-        "references": total.references,
-        "agreement": share(total.agreements, total.references),
-        "bytes_per_frame": share(total.bitstream_bytes, total.sent),
-        "bits_per_pixel": share(8 * total.bitstream_bytes, total.coded_pixels),
-        "wire_sent_bytes": node.uplink.sent_bytes,
-        "wire_received_bytes": node.uplink.received_bytes,
-        "e2e_ms_p50": milliseconds(snapshot.latency_p50_ns),
-        "e2e_ms_p99": milliseconds(snapshot.latency_p99_ns),
-    }
-
-
-def share(part: int, whole: int) -> float | None:
-    """part / whole, None without any."""
-    return part / whole if whole else None
-
-
-def milliseconds(duration_ns: int | None) -> float | None:
-    """Nanoseconds as milliseconds to a hundredth."""
-    return None if duration_ns is None else round(duration_ns / 1e6, 2)

@@ -104,6 +104,13 @@ class Exporter:
             gauge.remove(*before)
         gauge.labels(*values).set(1)
 
+    def forget(self, name: str, subject: object) -> None:
+        """Take back what `inform` said about this first label."""
+        with self._lock:
+            before = self._informed.pop((name, str(subject)), None)
+        if before is not None:
+            self._gauges[name].remove(*before)
+
     def publish(self, totals: Mapping[tuple[object, ...], float]) -> None:
         """Replace all the ledger's values by those of a snapshot.
 

@@ -67,7 +67,8 @@ class Lane:
         asked_ns: when the request that is out was made; None: none is out.
         settled / rate_limited: the reader's totals that are in the ledger.
         missed_because: the reason for frames that are overwritten now.
-        encoded: frames sent, for `--reference-every`.
+        encoded: frames coded to be sent, for `--reference-every`.
+        is_spooled: whether its frames go to the disk first.
     """
 
     number: int
@@ -78,6 +79,7 @@ class Lane:
     rate_limited: int = 0
     missed_because: Outcome = Outcome.SUPERSEDED
     encoded: int = 0
+    is_spooled: bool = False
 
     @property
     def name(self) -> str:

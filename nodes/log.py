@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, TextIO
 
-from nodes.sources import mask_credentials
+from pipeline.masking import mask_credentials
 
 #: All our loggers are below it: rac.edge, rac.cloud ...
 ROOT_LOGGER: Final = "rac"

@@ -2,12 +2,15 @@
 
 Start it in the parent process after worker processes were started. It only reads: what the main loop last
 said about itself (`Health`), and what the exporter renders. Requests must name this machine in their Host
-header, so that a web page elsewhere cannot reach it through a browser here.
+header, so that a web page elsewhere cannot reach it through a browser here. Where other machines can reach it,
+every request also needs the token.
 """
 
 from __future__ import annotations
 
 import errno
+import hmac
+import ipaddress
 import logging
 import socket
 import socketserver
@@ -17,7 +20,9 @@ from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final, Protocol
 
-from pipeline.config import is_loopback
+from pydantic import SecretStr
+
+from pipeline.config_base import is_loopback
 from pipeline.errors import ConfigError
 
 NS_PER_S: Final = 1_000_000_000
@@ -75,13 +80,15 @@ class MetricsServer:
         url: address of /metrics.
     """
 
-    def __init__(self, page: PageSource, health: Health, host: str, port: int) -> None:
+    def __init__(self, page: PageSource, health: Health, host: str, port: int, token: str | None = None) -> None:
         """Bind and serve.
 
+        Args:
+            token: what every request must carry; None: nothing.
         Raises:
             OSError: the address cannot be had.
         """
-        self._http = _HttpServer(page, health, host, port)
+        self._http = _HttpServer(page, health, host, port, token)
         self.port: int = self._http.server_address[1]
         shown = f"[{host}]" if ":" in host else host
         self.url = f"http://{shown}:{self.port}/metrics"
@@ -97,10 +104,13 @@ class MetricsServer:
         self._thread.join()
 
 
-def start_metrics_server(page: PageSource, health: Health, host: str, port: int, *, may_move: bool) -> MetricsServer:
+def start_metrics_server(
+    page: PageSource, health: Health, host: str, port: int, *, may_move: bool, token: SecretStr | None = None
+) -> MetricsServer:
     """Serve on a port, or on the next free one.
 
     Args:
+        token: what every request must carry; an address beyond this machine has one.
         port: 0 for any free one.
         may_move: whether a port that is taken may be passed over: true unless it was set by hand.
     Raises:
@@ -109,7 +119,7 @@ def start_metrics_server(page: PageSource, health: Health, host: str, port: int,
     last = port + PORTS_TRIED if may_move and port else port
     for candidate in range(port, min(last, 65_535) + 1):
         try:
-            server = MetricsServer(page, health, host, candidate)
+            server = MetricsServer(page, health, host, candidate, token.get_secret_value() if token else None)
         except OSError as error:
             if error.errno == errno.EADDRINUSE and candidate < last:
                 continue
@@ -124,10 +134,11 @@ def start_metrics_server(page: PageSource, health: Health, host: str, port: int,
 class _HttpServer(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, page: PageSource, health: Health, host: str, port: int) -> None:
+    def __init__(self, page: PageSource, health: Health, host: str, port: int, token: str | None) -> None:
         self.page = page
         self.health = health
         self.host = host
+        self.token = token
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), _Handler)
 
@@ -160,6 +171,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Cache-Control", "no-store")
         self.send_header("Content-Security-Policy", "default-src 'none'")
         self.send_header("X-Content-Type-Options", "nosniff")
+        if status == 401:
+            self.send_header("WWW-Authenticate", "Bearer")
         self.end_headers()
         if with_body:
             self.wfile.write(body)
@@ -167,6 +180,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _find(self) -> tuple[int, bytes, str]:
         if not self._is_meant():
             return _text(403, ["the Host header names another machine"])
+        if not self._has_token():
+            return _text(401, ["this page wants Authorization: Bearer TOKEN"])
         path = self.path.partition("?")[0]
         if path == "/metrics":
             return 200, *self.server.page.render(self.headers.get("Accept", ""))
@@ -181,7 +196,24 @@ class _Handler(BaseHTTPRequestHandler):
         if host is None:
             return True
         name = host if host.endswith("]") else host.rpartition(":")[0] or host
-        return is_loopback(name) or name == self.server.host
+        return is_loopback(name) or name == self.server.host or (self.server.token is not None and self._is_ours(name))
+
+    @staticmethod
+    def _is_ours(name: str) -> bool:
+        """Beyond this machine: an address, which no foreign web page can make its own, or our own name."""
+        try:
+            ipaddress.ip_address(name.strip("[]"))
+        except ValueError:
+            return name.partition(".")[0].lower() == socket.gethostname().partition(".")[0].lower()
+        return True
+
+    def _has_token(self) -> bool:
+        if self.server.token is None:
+            return True
+        scheme, _, given = self.headers.get("Authorization", "").partition(" ")
+        # Compared in the same time whatever it is; bytes, since a header may hold anything.
+        is_right = hmac.compare_digest(given.strip().encode(), self.server.token.encode())
+        return is_right and scheme.lower() == "bearer"
 
     def log_message(self, format: str, *args: Any) -> None:
         logger.debug(format, *args)

@@ -12,11 +12,13 @@ from rich.table import Table
 
 from nodes.calibration import NodeStart
 from nodes.capture_events import BadFrames, Down, Finished, Up
-from nodes.edge import EdgeNode, EncodedFrame
+from nodes.edge import EdgeNode
+from nodes.frame_encoder import EncodedFrame
 from nodes.lanes import Lane
+from pipeline.bundle_trial import BundleChange, UpdateOutcome
 from pipeline.ledger import ClosedFrame, Outcome
 from pipeline.rate_control import DepthChange
-from pipeline.session import Backoff, Lost, Opened
+from pipeline.session import Backoff, LossReason, Lost, Opened
 from pipeline.wire import Result
 
 LINE_EVERY_NS = 1_000_000_000
@@ -29,6 +31,7 @@ class Second:
     encoded: int = 0
     num_bytes: int = 0
     results: int = 0
+    latencies: int = 0
     latency_ns: int = 0
     depth: int | None = None
     level16: int | None = None
@@ -76,7 +79,9 @@ class NodeConsole:
             return
         second = self._seconds[closed.camera]
         second.results += 1
-        second.latency_ns += closed.latency_ns
+        if closed.latency_ns is not None:
+            second.latencies += 1
+            second.latency_ns += closed.latency_ns
         for best in result.classes[:1]:
             second.best = f"{best.name.replace('_', ' ')} {best.probability:.2f}"
 
@@ -96,6 +101,9 @@ class NodeConsole:
             case Opened():
                 self._say("link", f"session open, credit {action.welcome.credit}", "green")
             case Lost():
+                if action.reason in (LossReason.FAILOVER, LossReason.RENEWED):
+                    self._say("link", action.text, "cyan")
+                    return
                 what = "lost" if action.was_up else "no session"
                 self._say("link", f"{what} ({action.reason}): {action.text}; trying again", "yellow")
             case Backoff():
@@ -103,6 +111,10 @@ class NodeConsole:
 
     def depth_changed(self, change: DepthChange) -> None:
         self._say("depth", f"{change.before} -> {change.after} ({change.cause})", "cyan")
+
+    def bundle_changed(self, change: BundleChange) -> None:
+        colour = "green" if change.outcome is UpdateOutcome.OK else "yellow"
+        self._say("bundle", f"{change.bundle} ({change.outcome}): {change.text}", colour)
 
     def idle(self, now_ns: int) -> None:
         """Print the lines when a second has passed."""
@@ -134,7 +146,8 @@ class NodeConsole:
             parts.append(f"N={second.depth} level {level:g}  {second.encoded / elapsed_s:5.1f} fps")
             parts.append(f"{kilobytes:5.2f} kB/frame  {rate:6.0f} kbit/s")
         if second.results:
-            parts.append(f"{second.latency_ns / second.results / 1e6:5.1f} ms  {escape(second.best)}")
+            latency = f"{second.latency_ns / second.latencies / 1e6:5.1f} ms" if second.latencies else "recovered"
+            parts.append(f"{latency}  {escape(second.best)}")
         if dropped:
             reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.items())
             parts.append(f"[yellow]dropped: {reasons}[/yellow]")
@@ -173,8 +186,9 @@ def print_summary(console: Console, figures: Mapping[str, Any]) -> None:
     """The closing lines of a run: the balance first."""
     dropped = figures["dropped"]
     reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.items()) or "none"
+    recovered = f" + recovered {figures['recovered']}" if figures.get("recovered") else ""
     console.print(
-        f"captured {figures['captured']} = results {figures['results']} + dropped {sum(dropped.values())}"
+        f"captured {figures['captured']}{recovered} = results {figures['results']} + dropped {sum(dropped.values())}"
         f" + in flight {figures['in_flight']}",
         highlight=False,
     )

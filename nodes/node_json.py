@@ -8,8 +8,10 @@ from typing import Any
 
 from nodes.calibration import NodeStart
 from nodes.capture_events import BadFrames, Down, Finished, Up
-from nodes.edge import EdgeNode, EncodedFrame
+from nodes.edge import EdgeNode
+from nodes.frame_encoder import EncodedFrame
 from nodes.lanes import Lane
+from pipeline.bundle_trial import BundleChange
 from pipeline.ledger import ClosedFrame, Outcome
 from pipeline.rate_control import DepthChange
 from pipeline.session import Backoff, Lost, Opened
@@ -75,7 +77,7 @@ class NodeJson:
             level=closed.level,
             bytes=num_bytes,
             encode_ms=None if encode_ns is None else round(encode_ns / 1e6, 3),
-            latency_ms=round(closed.latency_ns / 1e6, 3),
+            latency_ms=None if closed.latency_ns is None else round(closed.latency_ns / 1e6, 3),
             cloud_ms=round(result.timings.cloud_us / 1e3, 3),
             queue_ms=round(result.timings.queue_us / 1e3, 3),
             batch_frames=result.batch_frames,
@@ -109,6 +111,9 @@ class NodeJson:
 
     def depth_changed(self, change: DepthChange) -> None:
         self.emit("depth", before=change.before, after=change.after, cause=change.cause.value)
+
+    def bundle_changed(self, change: BundleChange) -> None:
+        self.emit("bundle", outcome=change.outcome.value, bundle=change.bundle, text=change.text)
 
     def idle(self, now_ns: int) -> None:
         """Nothing to do between events."""

@@ -7,10 +7,14 @@ import time
 from collections.abc import Callable
 
 from nodes.capture_events import BadFrames, Down, Finished, Up
-from nodes.edge import EdgeNode, EncodedFrame
+from nodes.edge import EdgeNode
 from nodes.exporter import Exporter
+from nodes.frame_encoder import EncodedFrame
 from nodes.lanes import Lane
 from nodes.metrics_server import Health
+from nodes.spool import Spool
+from pipeline.bundle import Bundle
+from pipeline.bundle_trial import BundleChange
 from pipeline.ledger import ClosedFrame, Outcome
 from pipeline.rate_control import DepthChange
 from pipeline.session import Backoff, Lost, Opened
@@ -46,6 +50,8 @@ class NodeMetrics:
         self._node: EdgeNode | None = None
         self._published_ns = 0
         self._wire = (0, 0)
+        self._corrupt = 0
+        self._bundle_id = ""
         exporter.inform("rac_node_build_info", version, platform.python_version())
 
     def attach(self, node: EdgeNode) -> None:
@@ -76,8 +82,9 @@ class NodeMetrics:
             return
         exporter = self._exporter
         exporter.set("rac_node_last_result_timestamp_seconds", self._wall_clock(), closed.camera)
-        exporter.observe("rac_node_capture_to_result_seconds", closed.latency_ns / 1e9, closed.depth)
-        exporter.observe("rac_node_camera_capture_to_result_seconds", closed.latency_ns / 1e9, closed.camera)
+        if closed.latency_ns is not None:
+            exporter.observe("rac_node_capture_to_result_seconds", closed.latency_ns / 1e9, closed.depth)
+            exporter.observe("rac_node_camera_capture_to_result_seconds", closed.latency_ns / 1e9, closed.camera)
         if closed.round_trip_ns is not None:
             exporter.observe("rac_node_round_trip_seconds", closed.round_trip_ns / 1e9, closed.depth)
 
@@ -114,6 +121,9 @@ class NodeMetrics:
         for lane in self._node.lanes:
             self._exporter.add("rac_node_depth_changes_total", lane.name, change.cause.value)
 
+    def bundle_changed(self, change: BundleChange) -> None:
+        self._exporter.add("rac_node_bundle_updates_total", change.outcome.value)
+
     def idle(self, now_ns: int) -> None:
         """Say that the loop turns; once a second, publish."""
         self._health.beat()
@@ -127,6 +137,7 @@ class NodeMetrics:
         node, exporter = self._node, self._exporter
         assert node is not None
         exporter.publish(ledger_totals(node.ledger.snapshot()))
+        self._publish_bundle(node.bundle)
         exporter.set("rac_node_credit_frames", node.session.credit)
         for depth in node.controller.depths:
             exporter.set("rac_node_depth_cost_seconds", node.controller.cost_ns(depth) / 1e9, depth)
@@ -135,12 +146,31 @@ class NodeMetrics:
         exporter.add("rac_node_network_bytes_total", "sent", amount=sent - self._wire[0])
         exporter.add("rac_node_network_bytes_total", "received", amount=received - self._wire[1])
         self._wire = (sent, received)
+        if node.spool is not None:
+            self._publish_spool(node.spool)
         self._health.set_reasons(readiness(node))
+
+    def _publish_bundle(self, bundle: Bundle) -> None:
+        if self._bundle_id == bundle.short_id:
+            return
+        if self._bundle_id:
+            self._exporter.forget("rac_node_bundle_info", self._bundle_id)
+        self._bundle_id = bundle.short_id
+        self._exporter.inform("rac_node_bundle_info", bundle.short_id, bundle.manifest.classifier)
+
+    def _publish_spool(self, spool: Spool) -> None:
+        self._exporter.set("rac_node_spool_frames", len(spool))
+        self._exporter.set("rac_node_spool_bytes", spool.num_bytes)
+        self._exporter.set("rac_node_spool_oldest_timestamp_seconds", spool.oldest_wall_s)
+        self._exporter.add("rac_node_spool_corrupt_total", amount=spool.corrupt - self._corrupt)
+        self._corrupt = spool.corrupt
 
 
 def readiness(node: EdgeNode) -> list[str]:
     """What is in the way of work: no camera up, or no session."""
     reasons = [] if node.session.is_up else ["no session with a cloud"]
+    if node.session.needs_bundle:
+        reasons.append("the cloud's bundle is not here yet")
     down = [lane.name for lane in node.lanes if not lane.reader.is_up]
     if len(down) == len(node.lanes):
         reasons.append(f"no camera is up ({', '.join(down[:5])})")
@@ -152,6 +182,7 @@ def ledger_totals(snapshot: LedgerSnapshot) -> dict[tuple[object, ...], float]:
     values: dict[tuple[object, ...], float] = {("rac_node_in_flight_frames",): snapshot.total.in_flight}
     for camera, totals in snapshot.cameras.items():
         values["rac_node_frames_captured_total", camera] = totals.captured
+        values["rac_node_frames_recovered_total", camera] = totals.recovered
         for reason, count in totals.dropped.items():
             values["rac_node_frames_dropped_total", camera, reason] = count
         values["rac_node_camera_bitstream_bytes_total", camera] = totals.bitstream_bytes

@@ -1,4 +1,4 @@
-"""The worker processes: start, hand out batches, notice death and hanging, start again.
+"""The worker processes: start, hand out batches, notice death, hanging and growth, start again.
 
 One slot a worker. A slot is `starting` until its process says that it is ready, then `ready` or `busy`; it is `dead`
 between the loss of a process and its next start. The pool is polled by the front's one loop and never blocks it: not
@@ -8,6 +8,7 @@ with a worker that is stopped and takes nothing, nor with one that cannot be sta
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ FIRST_BACK_OFF_NS = SECOND_NS // 2
 MAX_BACK_OFF_NS = 30 * SECOND_NS
 HEALTHY_AFTER_NS = 60 * SECOND_NS
 """A worker that lived this long starts again without back-off growing on."""
+EXIT_LIMIT_S = 0.25
+"""A worker that closed its link is about to end; it gets so long to do so with an exit code of its own."""
 REAP_LIMIT_S = 0.5
 """A killed process is gone within milliseconds unless the kernel itself is stuck; then it is left behind."""
 
@@ -44,6 +47,7 @@ class LossReason(StrEnum):
 
     CRASH = "crash"
     HANG = "hang"
+    MEMORY = "memory"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,11 @@ class WorkerLost:
     reason: LossReason
     exit_code: int | None
     job: BatchJob | None
+
+    @property
+    def is_killed(self) -> bool:
+        """Whether somebody else killed it: the operator, or the machine for want of memory."""
+        return self.reason is LossReason.CRASH and self.exit_code == -signal.SIGKILL
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,20 +101,31 @@ class Slot:
     since_ns: int = 0
     retry_at_ns: int = 0
     back_off_ns: int = FIRST_BACK_OFF_NS
+    resident_bytes: int = 0
+    lost_by: LossReason | None = None
 
 
 class WorkerPool:
     """The slots. All calls come from one thread; times are monotonic nanoseconds."""
 
-    def __init__(self, spec: Any, num_workers: int, batch_timeout_ns: int, target: WorkerTarget = worker_main) -> None:
+    def __init__(
+        self,
+        spec: Any,
+        num_workers: int,
+        batch_timeout_ns: int,
+        target: WorkerTarget = worker_main,
+        memory_limit_bytes: int = 0,
+    ) -> None:
         """Set up; nothing is started.
 
         Args:
             spec: what `target` is started with, a `WorkerSpec` for the real one.
+            memory_limit_bytes: a worker that says it has more is started anew, between batches; 0: none is.
         """
         self._spec = spec
         self._target = target
         self._batch_timeout_ns = batch_timeout_ns
+        self._memory_limit_bytes = memory_limit_bytes
         self._context = multiprocessing.get_context("spawn")
         self.slots = [Slot(number) for number in range(num_workers)]
 
@@ -149,6 +169,9 @@ class WorkerPool:
             lost = self._receive(slot, now_ns, events) or self._overdue(slot, now_ns)
             if lost is not None:
                 events.append(self._lose(slot, lost, now_ns))
+        overgrown = self._overgrown()
+        if overgrown is not None:
+            events.append(self._lose(overgrown, LossReason.MEMORY, now_ns))
         return events
 
     def next_deadline(self) -> int | None:
@@ -203,6 +226,7 @@ class WorkerPool:
             elif isinstance(message, BatchAnswer) and slot.job is not None:
                 events.append(BatchDone(slot.number, message, now_ns - slot.since_ns))
                 slot.job, slot.state, slot.since_ns = None, SlotState.READY, now_ns
+                slot.resident_bytes = message.resident_bytes
         return None if is_open else LossReason.CRASH
 
     def _overdue(self, slot: Slot, now_ns: int) -> LossReason | None:
@@ -210,11 +234,26 @@ class WorkerPool:
         limit = limits.get(slot.state)
         return LossReason.HANG if limit is not None and now_ns - slot.since_ns > limit else None
 
+    def _overgrown(self) -> Slot | None:
+        """An idle worker over the memory limit; not while another one comes back, so that they do not go all at once.
+
+        A slot that cannot be started holds nobody up, or a machine without memory would never get any back.
+        """
+        if not self._memory_limit_bytes or self.count(SlotState.STARTING):
+            return None
+        if any(slot.state is SlotState.DEAD and slot.lost_by is LossReason.MEMORY for slot in self.slots):
+            return None
+        idle = [slot for slot in self.slots if slot.state is SlotState.READY]
+        return next((slot for slot in idle if slot.resident_bytes > self._memory_limit_bytes), None)
+
     def _lose(self, slot: Slot, reason: LossReason, now_ns: int) -> WorkerLost:
         job = slot.job
         if slot.process is not None:
+            if reason is LossReason.CRASH:
+                slot.process.join(EXIT_LIMIT_S)
             slot.process.kill()
         lost = WorkerLost(slot.number, reason, self._forget(slot), job)
+        slot.lost_by = reason
         if now_ns - slot.started_ns > HEALTHY_AFTER_NS:
             slot.back_off_ns = FIRST_BACK_OFF_NS
         slot.retry_at_ns = now_ns + slot.back_off_ns
@@ -231,4 +270,5 @@ class WorkerPool:
         if slot.link is not None:
             slot.link.close()
         slot.process, slot.link, slot.job, slot.state = None, None, None, SlotState.DEAD
+        slot.resident_bytes = 0
         return exit_code

@@ -32,6 +32,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from pipeline.classes import load_classes
 from pipeline.errors import SourceError
+from pipeline.masking import mask_credentials
 
 URL_SCHEMES: Final = ("rtsp", "rtsps", "http", "https")
 PICTURE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm"})
@@ -44,10 +45,6 @@ MAX_SEED: Final = 2**32 - 1
 _NAME = re.compile(rf"[A-Za-z0-9._-]{{1,{MAX_NAME_CHARACTERS}}}")
 _DEVICE_PATH = re.compile(r"/dev/(video\d+|v4l/.+)")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S*")
-_SECRET_OPTION = re.compile(
-    r"([?&;][^=&;\s#]*(?:user|usr|login|pass|pwd|token|key|auth|secret)[^=&;\s#]*=)[^&;\s#]+", re.IGNORECASE
-)
 
 
 class SourceKind(StrEnum):
@@ -191,15 +188,6 @@ def default_name(source: Source) -> str:
     else:
         name = Path(source.location).stem
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:MAX_NAME_CHARACTERS] or "camera"
-
-
-def mask_credentials(text: str) -> str:
-    """Replace user, password and tokens in the URLs of a text by ***.
-
-    Better too much than too little: where a URL has several @, everything up to the last is hidden, since a
-    password may hold an @ or / that should have been written as %40 or %2F.
-    """
-    return _URL.sub(_mask_url, text)
 
 
 def list_pictures(source: Source) -> tuple[PictureEntry, ...]:
@@ -362,12 +350,3 @@ def _read_label_file(path: Path) -> list[PictureEntry]:
     except ValueError as error:
         raise SourceError(f"{path}: line {rows.line_num}: label {error}") from error
     return entries
-
-
-def _mask_url(match: re.Match[str]) -> str:
-    scheme, _, rest = match[0].partition("://")
-    _, at, shown = rest.rpartition("@")
-    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
-    if at and ("@" in authority or not re.fullmatch(r"(\[[^]]*\]|[^:]*)(:\d*)?", authority)):
-        rest = "***@" + shown
-    return _SECRET_OPTION.sub(r"\1***", f"{scheme}://{rest}")

@@ -7,8 +7,13 @@ keeps what it has handed out until the answer is there.
 from __future__ import annotations
 
 import gc
+import os
+import resource
 import socket
+import sys
 import time
+import zlib
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +27,7 @@ from pipeline.decoding import BatchDecoder, BatchTimings, Classes, CodedFrame
 from pipeline.encoder import OperatingPoint
 from pipeline.entropy.rans import encode_symbols, warm_up
 from pipeline.errors import BitstreamError
+from pipeline.frames import VIEW_BYTES
 from pipeline.inference import EngineName, Precision, open_engine, read_vectors
 
 
@@ -55,12 +61,29 @@ class BatchJob:
 
 
 @dataclass(frozen=True, slots=True)
+class Panic:
+    """A frame at which native code panicked; the worker survived it."""
+
+    text: str
+
+
+FrameAnswer = Classes | str | Panic
+"""One frame's classes, or why its bytes are bad, or what they did."""
+
+
+@dataclass(frozen=True, slots=True)
 class BatchAnswer:
-    """A worker's answer to a batch, one entry a frame: its classes or why its bytes are bad."""
+    """A worker's answer to a batch.
+
+    Attributes:
+        answers: one a frame, in the job's order.
+        resident_bytes: memory that the worker has in use after it; 0: unknown.
+    """
 
     number: int
-    answers: tuple[Classes | str, ...]
+    answers: tuple[FrameAnswer, ...]
     timings: BatchTimings
+    resident_bytes: int = 0
 
 
 READY = "ready"
@@ -80,15 +103,37 @@ def worker_main(end: socket.socket, spec: WorkerSpec) -> None:
 
 def _answer(decoder: BatchDecoder, job: BatchJob) -> BatchAnswer:
     """Decode a batch; an error that no frame is to blame for ends the process, and the front tries elsewhere."""
+    answers, timings = _decode(decoder, job.frames)
+    if any(isinstance(answer, Panic) for answer in answers) and len(job.frames) > 1:
+        # A panic ends the whole call: one by one, so that it costs its own frame only.
+        alone = [_decode(decoder, (frame,)) for frame in job.frames]
+        answers = [answer for part, _ in alone for answer in part]
+        timings = BatchTimings(
+            sum(timings.entropy_decode_ns for _, timings in alone),
+            sum(timings.classify_ns for _, timings in alone),
+            sum(timings.reference_ns for _, timings in alone),
+        )
+    return BatchAnswer(job.number, tuple(answers), timings, resident_bytes())
+
+
+def _decode(decoder: BatchDecoder, frames: Sequence[CodedFrame]) -> tuple[list[FrameAnswer], BatchTimings]:
     try:
-        answers, timings = decoder.decode(job.frames)
+        answers, timings = decoder.decode(frames)
     except (Exception, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic of native code derives from BaseException; the process goes on
-        panic = f"native panic: {error}"
-        return BatchAnswer(job.number, (panic,) * len(job.frames), BatchTimings(0, 0, 0))
-    flat = tuple(str(answer) if isinstance(answer, BitstreamError) else answer for answer in answers)
-    return BatchAnswer(job.number, flat, timings)
+        return [Panic(f"native panic: {error}")] * len(frames), BatchTimings(0, 0, 0)
+    return [str(answer) if isinstance(answer, BitstreamError) else answer for answer in answers], timings
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is in RAM: now on Linux, elsewhere the most it ever was."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else 1024 * peak
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _open_decoders(spec: WorkerSpec) -> dict[bytes, BatchDecoder]:
@@ -103,7 +148,10 @@ def _open_decoders(spec: WorkerSpec) -> dict[bytes, BatchDecoder]:
         words = encode_symbols(
             np.zeros(bundle.manifest.latent_shape, np.int32), bundle.tables[point.depth, point.level16]
         )
-        frame = CodedFrame(pack_bitstream(Bitstream(0, bundle.id8, point.depth, point.level16, words)))
+        frame = CodedFrame(
+            pack_bitstream(Bitstream(0, bundle.id8, point.depth, point.level16, words)),
+            zlib.compress(bytes(VIEW_BYTES)),
+        )
         for size in (1, spec.warm_up_frames):
             decoder.decode([frame] * size)
         decoders[served.bundle_id] = decoder

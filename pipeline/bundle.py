@@ -7,6 +7,7 @@ A bundle is a folder, or a zip of one, with exactly these files:
                           `scaled` float32 and `symbols` int32, both (1, C, 28, 28), out
     tables.npz            integer tables, gains and dead zones
     decoder.safetensors   the decoder's weights
+    manifest.sig          who vouches for it (`pipeline.bundle_signature`); may be missing
 
 The bundle's id is the SHA-256 of the manifest's bytes, so one id stands for every byte. Nothing in it is run or
 unpickled: graphs are refused when they point outside themselves, arrays are read with pickle off.
@@ -37,6 +38,7 @@ FORMAT_VERSION = 1
 ENTROPY_CODER = "constriction-0.5.0/ans-u32-u64-24"
 """Word format of the bitstream; a bundle made for another is refused."""
 MANIFEST_FILE, TABLES_FILE, DECODER_FILE = "manifest.json", "tables.npz", "decoder.safetensors"
+SIGNATURE_FILE = "manifest.sig"
 MAX_FILE_BYTES = 64 * 2**20
 """Far above any encoder that a camera box could run; keeps a hostile zip from filling the memory."""
 MAX_FILES, MAX_BUNDLE_BYTES = 32, 256 * 2**20
@@ -51,7 +53,7 @@ DEFAULT_FRAME_BYTES = 3000
 """What a frame may take when nobody asked for a level: a camera at 10 frames a second stays under 250 kbit/s."""
 BUNDLED_FOLDER = Path(__file__).parent / "bundles"
 BUNDLE_NAME = "[A-Za-z0-9._-]{1,64}"
-_BUNDLE_FILE = re.compile(r"manifest\.json|tables\.npz|decoder\.safetensors|encoder-\d+\.onnx")
+_BUNDLE_FILE = re.compile(r"manifest\.(?:json|sig)|tables\.npz|decoder\.safetensors|encoder-\d+\.onnx")
 
 
 class ManifestPart(BaseModel):
@@ -136,7 +138,8 @@ class Bundle:
         gains: level16 -> float32 (C,).
         dead_zones: level16 -> by how much a scaled value must be further from zero than half a step to be rounded away
             from it, 0 to below 0.5; a bundle without them rounds to the nearest.
-        files: every file's bytes by name, manifest excluded.
+        files: every file's bytes by name, manifest and signature excluded.
+        signature: content of the signature file, not checked; None without one.
     """
 
     manifest: Manifest
@@ -145,6 +148,7 @@ class Bundle:
     gains: Mapping[int, NDArray[np.float32]]
     dead_zones: Mapping[int, float]
     files: Mapping[str, bytes]
+    signature: bytes | None = None
 
     @property
     def id8(self) -> bytes:
@@ -261,25 +265,40 @@ def find_bundle(name_or_path: str) -> Path:
     raise BundleFormatError(f"{name_or_path}: no such bundle; in the package: {', '.join(known) or 'none'}")
 
 
-def load_bundle(name_or_path: str) -> Bundle:
+def load_bundle(name_or_path: str, *, is_node_part: bool = False) -> Bundle:
     """Read a bundle and verify every byte.
 
+    Args:
+        is_node_part: the decoder, which a node has no use for, may be missing; the manifest still names it, so that
+            the id is the same.
     Raises:
         BundleFormatError: not a bundle, or one that this version cannot read.
         BundleMismatchError: a file differs from its hash.
     """
     path = find_bundle(name_or_path)
+    contents = read_contents(path)
+    manifest_bytes = contents.pop(MANIFEST_FILE)
+    signature = contents.pop(SIGNATURE_FILE, None)
+    manifest = _parse_manifest(path, manifest_bytes)
+    _verify_files(path, manifest, contents, is_node_part=is_node_part)
+    tables, gains, dead_zones = _read_operating_points(path, manifest, contents[TABLES_FILE])
+    bundle_id = hashlib.sha256(manifest_bytes).digest()
+    return Bundle(manifest, bundle_id, tables, gains, dead_zones, contents, signature)
+
+
+def read_contents(path: Path) -> dict[str, bytes]:
+    """Bytes of every file of a bundle, manifest included; sizes are checked, nothing else.
+
+    Raises:
+        BundleFormatError: not a bundle.
+    """
     try:
         contents = _read_folder(path) if path.is_dir() else _read_zip(path)
     except OSError as error:
         raise BundleFormatError(f"{path}: cannot be read: {error.strerror or error}") from error
-    manifest_bytes = contents.pop(MANIFEST_FILE, None)
-    if manifest_bytes is None:
+    if MANIFEST_FILE not in contents:
         raise BundleFormatError(f"{path}: no {MANIFEST_FILE}")
-    manifest = _parse_manifest(path, manifest_bytes)
-    _verify_files(path, manifest, contents)
-    tables, gains, dead_zones = _read_operating_points(path, manifest, contents[TABLES_FILE])
-    return Bundle(manifest, hashlib.sha256(manifest_bytes).digest(), tables, gains, dead_zones, contents)
+    return contents
 
 
 def _read_folder(path: Path) -> dict[str, bytes]:
@@ -340,13 +359,14 @@ def _parse_manifest(path: Path, content: bytes) -> Manifest:
     return manifest
 
 
-def _verify_files(path: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> None:
+def _verify_files(path: Path, manifest: Manifest, contents: Mapping[str, bytes], *, is_node_part: bool) -> None:
     expected = {TABLES_FILE, DECODER_FILE, *(encoder_file(depth) for depth in manifest.depths)}
-    if set(manifest.files) != expected or set(contents) != expected:
+    left_out = {DECODER_FILE} - set(contents) if is_node_part else set()
+    if set(manifest.files) != expected or set(contents) != expected - left_out:
         odd = sorted(expected ^ set(contents)) or sorted(expected ^ set(manifest.files))
         raise BundleFormatError(f"{path}: missing or unknown files: {', '.join(odd)}")
-    for name, entry in manifest.files.items():
-        content = contents[name]
+    for name, content in contents.items():
+        entry = manifest.files[name]
         if len(content) != entry.size_bytes or hashlib.sha256(content).hexdigest() != entry.sha256:
             raise BundleMismatchError(f"{path}: {name} differs from its hash in the manifest; fetch the bundle again")
         if name.endswith(".onnx") and EXTERNAL_MARK in content:

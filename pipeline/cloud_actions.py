@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from pipeline.ledger import Outcome
-from pipeline.wire import BundleRequest, FrameMessage, Message, TopClass
+from pipeline.wire import MAX_CAMERAS, MAX_MESSAGE_BYTES, BundleRequest, FrameMessage, Message, TopClass
 
 
 class CloseReason(StrEnum):
@@ -18,6 +18,7 @@ class CloseReason(StrEnum):
     REPLACED = "replaced"
     PROTOCOL_ERROR = "protocol_error"
     REVOKED = "revoked"
+    LIMITS = "limits"
     SHUTDOWN = "shutdown"
     LOST = "lost"
 
@@ -103,18 +104,27 @@ class CloudSettings:
 
     Attributes:
         bundle_ids: bundles that the workers can decode.
-        window_frames: credit of one session when there is room for all.
+        offer: the one of them that nodes with bundle-delivery should run; None: nothing is delivered.
+        window_frames: credit of one session at its start and at least, when there is room for all.
+        max_window_frames: what it may grow to where the round trip is long (`credit_window`); at least as much.
         capacity_frames: what the windows of all sessions together may have on the way, waiting and computing.
         max_sessions: beyond which a HELLO is refused with `full`; each may have a frame beyond the capacity.
+        max_node_sessions / max_cameras: of one node, beyond which its HELLO is refused with `limits`.
+        max_message_bytes: largest message that is accepted, as nodes are told.
     """
 
     bundle_ids: frozenset[bytes]
     window_frames: int = 8
+    max_window_frames: int = 8
     capacity_frames: int = 256
     max_sessions: int = 1024
+    max_node_sessions: int = 4
+    max_cameras: int = MAX_CAMERAS
+    max_message_bytes: int = MAX_MESSAGE_BYTES
     heartbeat_ms: int = 2000
     peer_timeout_ms: int = 6000
     capabilities: tuple[str, ...] = ()
+    offer: bytes | None = None
 
     @property
     def queue_frames(self) -> int:
@@ -129,6 +139,7 @@ class SessionStatistics:
     node: str
     cameras: tuple[str, ...]
     bundle_id: bytes
+    window: int
     credit: int
     computing: int
     opened_ns: int

@@ -6,10 +6,11 @@ being computed, and the last answers of each camera. So a frame that is sent aga
 same RESULT and without computing.
 
 Credit. For every session, held = credit that it may still spend + its frames being computed. Whenever an
-answer leaves, the machine grants up to a target: the window, or an equal share of the capacity when that is
-less. So busy sessions shrink as others come. Credit cannot be taken back from an idle one; but a session that
-holds nothing gets one frame even when the capacity is used up, so nobody starves. All together never hold
-more than `CloudSettings.queue_frames`: a queue of that size cannot overflow.
+answer leaves, the machine grants up to a target: the session's window, which follows the measured round trip
+and rate (`credit_window`), or an equal share of the capacity when that is less. So busy sessions shrink as
+others come. Credit cannot be taken back from an idle one; but a session that holds nothing gets one frame even
+when the capacity is used up, so nobody starves. All together never hold more than
+`CloudSettings.queue_frames`: a queue of that size cannot overflow.
 
 Age. A frame's age at receipt is what FRAME says plus half the smallest recent round trip, measured by our own
 PINGs: a node's word is taken for the time on its own clock only.
@@ -34,13 +35,15 @@ from pipeline.cloud_actions import (
     SessionOpened,
     SessionStatistics,
 )
+from pipeline.credit_window import CreditWindow
 from pipeline.errors import LocalSessionError, WireError, WireLimitError, WireVersionError
 from pipeline.heartbeat import Heartbeat
 from pipeline.ledger import Outcome
 from pipeline.result_memory import FrameIdentity, ResultMemory
 from pipeline.wire import (
+    BUNDLE_DELIVERY,
+    BUNDLE_HEAD_BYTES,
     MAX_CREDIT_FRAMES,
-    MAX_MESSAGE_BYTES,
     WIRE_MINOR,
     BundleRequest,
     Bye,
@@ -64,6 +67,8 @@ NS_PER_US = 1_000
 
 @dataclass(slots=True)
 class _Session:
+    """One session; `bundles` are those that it may use, by the head of their id that bitstreams carry."""
+
     routing_id: bytes
     hello: Hello
     welcome: Welcome
@@ -71,6 +76,8 @@ class _Session:
     heartbeat: Heartbeat
     opened_ns: int
     camera_names: dict[int, str]
+    bundles: dict[bytes, bytes]
+    window: CreditWindow
     computing: int = 0
     last_frame_ns: int | None = None
     last_sequence: dict[str, int] = field(default_factory=dict)
@@ -99,8 +106,9 @@ class CloudSessions:
     """
 
     def __init__(self, settings: CloudSettings, new_session_id: Callable[[], bytes]) -> None:
-        if not 1 <= settings.window_frames <= MAX_CREDIT_FRAMES:
-            raise LocalSessionError(f"window of {settings.window_frames} frames: 1 to {MAX_CREDIT_FRAMES}")
+        largest = max(settings.window_frames, settings.max_window_frames)
+        if settings.window_frames < 1 or largest > MAX_CREDIT_FRAMES:
+            raise LocalSessionError(f"window of {largest} frames: 1 to {MAX_CREDIT_FRAMES}")
         self._settings = settings
         self._new_session_id = new_session_id
         self._sessions: dict[bytes, _Session] = {}
@@ -112,6 +120,7 @@ class CloudSessions:
         # Credit that sessions may still spend; with `_computing` this is what they all hold.
         self._credit = 0
         self._is_draining = False
+        self._offer = settings.offer
         self._peak_sessions = 0
         self._credit_granted = 0
         self._handshakes: Counter[str] = Counter({"accepted": 0, **dict.fromkeys(map(str, RejectCode), 0)})
@@ -148,6 +157,8 @@ class CloudSessions:
         if session is None:
             # A node that missed our restart learns it from this; whoever says goodbye need not be told.
             no_session = Reject(RejectCode.NO_SESSION, "say HELLO first")
+            if self._is_draining:
+                no_session = Reject(RejectCode.SHUTTING_DOWN, "the cloud is stopping")
             return [] if isinstance(message, Bye) else [SendTo(routing_id, no_session)]
         session.heartbeat.hear(now_ns)
         match message:
@@ -194,6 +205,14 @@ class CloudSessions:
             return []
         return self._expel(session, RejectCode.NOT_AUTHORISED, text, CloseReason.REVOKED)
 
+    def turn_away(self, routing_id: bytes, code: RejectCode, text: str) -> list[CloudAction]:
+        """Tell a connection why it is not heard, at the cost of its session if it has one."""
+        session = self._sessions.get(routing_id)
+        if session is None:
+            return self.refuse(routing_id, code, text)
+        is_limit = code is RejectCode.LIMITS
+        return self._expel(session, code, text, CloseReason.LIMITS if is_limit else CloseReason.REVOKED)
+
     def answer(self, ticket: int, answer: Answer, now_ns: int) -> SendTo | None:
         """End the computing of a frame: remember its RESULT and grant what there is to grant.
 
@@ -208,6 +227,8 @@ class CloudSessions:
         del self._tickets[entry.identity]
         session = entry.session
         session.computing -= 1
+        busy_ns = max(0, now_ns - entry.received_ns - answer.queue_us * NS_PER_US)
+        session.window.answer(busy_ns, session.heartbeat.round_trip_ns or 0, now_ns)
         result = Result(
             camera=entry.camera_number,
             sequence=entry.identity.sequence,
@@ -224,8 +245,8 @@ class CloudSessions:
             batch_frames=answer.batch_frames,
             text=clean_text(answer.text),
         )
-        # Not worth keeping: the next start of the cloud knows nothing of it.
-        if answer.outcome is not Outcome.SHUTDOWN:
+        # Nobody got to it: a node that keeps its frames may send it again and have it computed then.
+        if answer.outcome not in (Outcome.SHUTDOWN, Outcome.STALE):
             self._memory.add(entry.identity, result)
         if self._sessions.get(session.routing_id) is not session:
             return None
@@ -253,6 +274,23 @@ class CloudSessions:
                 actions.append(SendTo(session.routing_id, Credit(frames)))
         return actions
 
+    def change_offer(self, bundle_id: bytes) -> list[CloudAction]:
+        """Offer another bundle to nodes that fetch them: those of open sessions are told now."""
+        if bundle_id == self._offer:
+            return []
+        if bundle_id not in self._settings.bundle_ids:
+            raise LocalSessionError(f"bundle {bundle_id.hex()[:16]} is not served here")
+        self._offer = bundle_id
+        actions: list[CloudAction] = []
+        for session in self._sessions.values():
+            if self._offer_to(session.hello) is not None and session.welcome.offer != bundle_id:
+                session.welcome = replace(session.welcome, offer=bundle_id)
+                actions.append(SendTo(session.routing_id, session.welcome))
+        return actions
+
+    def _offer_to(self, hello: Hello) -> bytes | None:
+        return self._offer if BUNDLE_DELIVERY in hello.capabilities else None
+
     def drain(self) -> None:
         """Grant nothing from now on, accept no session; frames on the way still arrive and want an answer."""
         self._is_draining = True
@@ -274,6 +312,7 @@ class CloudSessions:
                     node=session.hello.node,
                     cameras=tuple(session.camera_names.values()),
                     bundle_id=session.welcome.bundle_id,
+                    window=session.window.frames,
                     credit=session.credit,
                     computing=session.computing,
                     opened_ns=session.opened_ns,
@@ -303,16 +342,23 @@ class CloudSessions:
             return [SendTo(routing_id, known.welcome)]
         if self._is_draining:
             return self.refuse(routing_id, RejectCode.SHUTTING_DOWN, "the cloud is stopping")
-        # In the node's order of preference.
-        bundle_id = next((each for each in hello.bundle_ids if each in self._settings.bundle_ids), None)
+        # In the node's order of preference; a node that fetches bundles may come with none that fits.
+        served = (each for each in hello.bundle_ids if each in self._settings.bundle_ids)
+        bundle_id = next(served, self._offer_to(hello))
         if bundle_id is None:
             ids = ", ".join(sorted(each.hex()[:16] for each in self._settings.bundle_ids)[:4])
             return self.refuse(routing_id, RejectCode.UNKNOWN_BUNDLE, f"this cloud decodes {ids}")
+        if len(hello.cameras) > self._settings.max_cameras:
+            text = f"{len(hello.cameras)} cameras, and a node may have {self._settings.max_cameras} here"
+            return self.refuse(routing_id, RejectCode.LIMITS, text)
         # The same boot of the same node: its older connection is dead, whether we noticed or not.
         replaced = {id(old): old for old in (known, self._by_boot.get((hello.node, hello.boot_id))) if old}
         actions: list[CloudAction] = [self._close(old, CloseReason.REPLACED) for old in replaced.values()]
         if len(self._sessions) >= self._settings.max_sessions:
             return actions + self.refuse(routing_id, RejectCode.FULL, f"{len(self._sessions)} sessions are open")
+        num_own = sum(session.hello.node == hello.node for session in self._sessions.values())
+        if num_own >= self._settings.max_node_sessions:
+            return actions + self.refuse(routing_id, RejectCode.LIMITS, f"{num_own} sessions of this node are open")
         return actions + self._open(routing_id, hello, bundle_id, now_ns)
 
     def _open(self, routing_id: bytes, hello: Hello, bundle_id: bytes, now_ns: int) -> list[CloudAction]:
@@ -322,10 +368,11 @@ class CloudSessions:
             session_id=self._new_session_id(),
             bundle_id=bundle_id,
             credit=0,
-            max_message_bytes=MAX_MESSAGE_BYTES,
+            max_message_bytes=settings.max_message_bytes,
             heartbeat_ms=settings.heartbeat_ms,
             peer_timeout_ms=settings.peer_timeout_ms,
             capabilities=tuple(word for word in hello.capabilities if word in settings.capabilities),
+            offer=self._offer_to(hello),
         )
         session = _Session(
             routing_id=routing_id,
@@ -335,6 +382,8 @@ class CloudSessions:
             heartbeat=Heartbeat(settings.heartbeat_ms * NS_PER_MS, settings.peer_timeout_ms * NS_PER_MS, now_ns),
             opened_ns=now_ns,
             camera_names={entry.number: entry.name for entry in hello.cameras},
+            bundles={own[:BUNDLE_HEAD_BYTES]: own for own in hello.bundle_ids if own in settings.bundle_ids},
+            window=CreditWindow(settings.window_frames, settings.max_window_frames, now_ns),
         )
         self._sessions[routing_id] = self._by_boot[hello.node, hello.boot_id] = session
         self._peak_sessions = max(self._peak_sessions, len(self._sessions))
@@ -380,7 +429,8 @@ class CloudSessions:
             ticket=ticket,
             node=session.hello.node,
             camera=camera,
-            bundle_id=session.welcome.bundle_id,
+            # A frame from the node's spool may be coded with an older bundle than the session's.
+            bundle_id=session.bundles.get(frame.bundle_head, session.welcome.bundle_id),
             frame=frame,
             received_ns=now_ns,
             born_ns=now_ns - half_trip_ns - frame.age_us * NS_PER_US,
@@ -403,11 +453,12 @@ class CloudSessions:
 
     def _grant(self, session: _Session) -> int:
         """Grant an open session what it lacks to its target, as far as there is; return how much."""
-        if self._is_draining:
+        # Without a common bundle the node can only fetch one.
+        if self._is_draining or not session.bundles:
             return 0
         settings = self._settings
         all_held = self._credit + len(self._computing)
-        target = min(settings.window_frames, settings.capacity_frames // len(self._sessions))
+        target = min(session.window.frames, settings.capacity_frames // len(self._sessions))
         frames = max(0, min(target - session.held, settings.capacity_frames - all_held))
         if session.held == 0 and frames == 0 and all_held < settings.queue_frames:
             frames = 1

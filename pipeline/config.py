@@ -5,51 +5,47 @@ and flags into them, `pipeline.config_sample` writes the sample files from the d
 cannot lack its comment. A name ends in its unit where it has one (`_s`, `_ms`, `_bytes`, fps).
 
 Values are checked here as far as that needs no look at the machine: whether a camera's source can work is for
-`nodes.sources` to say, whether a bundle has a depth for `pipeline.bundle`.
+`nodes.sources` to say, whether a bundle has a depth for `pipeline.bundle`. What several sections must agree on
+is checked by `find_conflict`, which `load_config` calls.
 """
 
 from __future__ import annotations
 
-import ipaddress
-import re
-from typing import Annotated, Any, Final, Literal, Self, get_args
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticCustomError
+
+from pipeline.config_base import (
+    MAX_SECONDS,
+    NAME_PATTERN,
+    FramesPerSecond,
+    Seconds,
+    Section,
+    Share,
+    check_endpoint,
+    check_order,
+    leaves_machine,
+)
+from pipeline.config_security import (
+    CloudMetricsSection,
+    CloudSecuritySection,
+    Conflict,
+    LimitsSection,
+    MetricsSection,
+    NodeSecuritySection,
+    find_cloud_conflict,
+    find_node_conflict,
+)
 
 Fit = Literal["crop", "squash", "evaluation"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
-NAME_PATTERN: Final = r"^[A-Za-z0-9._-]{1,64}$"
 DEFAULT_ENDPOINT: Final = "tcp://127.0.0.1:5570"
-# A day: longer times are a wrong unit (milliseconds written as seconds).
-MAX_SECONDS: Final = 86_400.0
+# Value of codec.bundle: what the cloud offers.
+AUTO_BUNDLE: Final = "auto"
 # A lossless reference of 224 x 224 x 3 bytes with zlib's overhead is the largest thing that a frame carries.
 MIN_MESSAGE_BYTES: Final = 163_840
-
-Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
-Port = Annotated[int, Field(ge=0, le=65_535)]
-FramesPerSecond = Annotated[float, Field(gt=0, le=1000)]
-Share = Annotated[float, Field(ge=0, le=1)]
-
-_ENDPOINT = re.compile(r"tcp://(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):(?P<port>\d{1,5}|\*)")
-
-
-class Section(BaseModel):
-    """A group of keys. Immutable; unknown keys are errors; a number never stands for true or false."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _refuse_truth_as_number(cls, value: Any, context: ValidationInfo) -> Any:
-        # YAML reads `workers: yes` as true, and true counts as 1.
-        assert context.field_name is not None
-        annotation = cls.model_fields[context.field_name].annotation
-        if isinstance(value, bool) and annotation is not bool and bool not in get_args(annotation):
-            raise PydanticCustomError("wrong_type", "is true or false")
-        return value
 
 
 class CameraConfig(Section):
@@ -99,7 +95,7 @@ class EndpointSection(Section):
         (DEFAULT_ENDPOINT,),
         min_length=1,
         description="Where the cloud listens, tcp://HOST:PORT or ipc://PATH; the first is used, the next"
-        " ones when it fails. Only this machine: nothing protects the link yet.",
+        " ones when it fails. Beyond this machine the node needs keys: see security.",
     )
 
     @field_validator("endpoints")
@@ -112,9 +108,10 @@ class EndpointSection(Section):
 
 class NodeLinkSection(Section):
     result_timeout_s: Seconds = Field(
-        10.0,
+        20.0,
         description="How long a sent frame waits for its result before it counts as expired. Shorter frees"
-        " its place sooner, longer forgives a slow cloud.",
+        " its place sooner; longer forgives a cloud whose workers hang: with its defaults it needs up to 19 s"
+        " to try such a frame three times.",
     )
     reconnect_min_s: Seconds = Field(0.5, description="Longest wait before the first new try to connect.")
     reconnect_max_s: Seconds = Field(
@@ -123,9 +120,15 @@ class NodeLinkSection(Section):
         " drawn at random below, so that a fleet does not come back in step.",
     )
 
+    return_s: Seconds = Field(
+        30.0,
+        description="With several endpoints: how often a better one is looked at while a worse one is used. One that is"
+        " there again is gone back to when nothing is on the way.",
+    )
+
     @model_validator(mode="after")
     def _check_times(self) -> Self:
-        _check_order("reconnect_min_s", self.reconnect_min_s, "reconnect_max_s", self.reconnect_max_s)
+        check_order("reconnect_min_s", self.reconnect_min_s, "reconnect_max_s", self.reconnect_max_s)
         return self
 
 
@@ -134,7 +137,7 @@ class CodecSection(Section):
         "default",
         min_length=1,
         description="Bundle of encoder and tables: a name that ships with the package, a folder or a zip."
-        " The cloud must have the same.",
+        " The cloud must have the same. auto: the one that the cloud offers, fetched and kept in the cache folder.",
     )
     budget_ms: Annotated[float, Field(gt=0, le=10_000)] = Field(
         8.0,
@@ -163,6 +166,15 @@ class CodecSection(Section):
     )
 
 
+class BundleSection(Section):
+    trusted_keys: tuple[Annotated[str, Field(pattern="^[0-9a-f]{64}$")], ...] = Field(
+        (),
+        max_length=16,
+        description="Public keys, as rac bundle signer prints them, one of which must have signed a bundle that the"
+        " cloud delivers. Needed for --bundle auto beyond this machine; on it, none is asked for unless one is given.",
+    )
+
+
 class CaptureSection(Section):
     fps: FramesPerSecond | Literal["max"] | None = Field(
         None,
@@ -187,45 +199,25 @@ class CaptureSection(Section):
     )
 
 
+class SpoolSection(Section):
+    folder: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder on the disk where coded frames of files and folders wait for their results; null:"
+        " none. They are taken while there is no cloud too, and survive the node's end, so that the next start"
+        " sends them. Live cameras keep their newest frame only, with a spool or without.",
+    )
+    mb: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        256, description="Room for the spool in megabytes; files and folders wait when it is used up."
+    )
+
+
 class AccuracySection(Section):
     reference_every: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
         0,
         description="Every so many frames of a camera the view travels losslessly beside the features, so"
         " that the cloud tells how often both agree; 0: never. One reference takes about 100 kB and a whole"
         " run of the classifier.",
-    )
-
-
-class MetricsSection(Section):
-    host: str = Field(
-        "127.0.0.1", min_length=1, description="Address of /metrics, /healthz and /readyz. Only this machine."
-    )
-    port: Port = Field(
-        9570, description="Port of /metrics. When the default is taken the next free one; 0: any free one."
-    )
-    max_cameras: Annotated[int, Field(ge=1, le=10_000)] = Field(
-        64,
-        description="Cameras with series of their own in the per-camera metrics; the others share `_other`.",
-    )
-
-    @field_validator("host")
-    @classmethod
-    def _check_host(cls, host: str) -> str:
-        if not is_loopback(host):
-            raise ValueError(
-                f"{host} can be reached from other machines, and nothing protects metrics yet: use 127.0.0.1"
-            )
-        return host
-
-
-class CloudMetricsSection(MetricsSection):
-    port: Port = Field(
-        9580, description="Port of /metrics. When the default is taken the next free one; 0: any free one."
-    )
-    max_cameras: Annotated[int, Field(ge=1, le=10_000)] = Field(
-        256,
-        description="Cameras of all nodes with series of their own in the per-camera metrics; the others"
-        " share `_other`.",
     )
 
 
@@ -245,9 +237,14 @@ class NodeConfig(Section):
         " one, here or by --camera.",
     )
     cloud: EndpointSection = Field(default_factory=EndpointSection, description="The cloud that classifies.")
+    security: NodeSecuritySection = Field(
+        default_factory=NodeSecuritySection, description="Keys: who this node is, and which cloud it trusts."
+    )
     link: NodeLinkSection = Field(default_factory=NodeLinkSection, description="The session with the cloud.")
     codec: CodecSection = Field(default_factory=CodecSection, description="What frames are coded with.")
+    bundle: BundleSection = Field(default_factory=BundleSection, description="Whose bundles are trusted.")
     capture: CaptureSection = Field(default_factory=CaptureSection, description="How cameras are read.")
+    spool: SpoolSection = Field(default_factory=SpoolSection, description="Frames on the disk until they are answered.")
     accuracy: AccuracySection = Field(default_factory=AccuracySection, description="What watches the classes.")
     metrics: MetricsSection = Field(default_factory=MetricsSection, description="Prometheus metrics and health.")
     log: LogSection = Field(default_factory=LogSection, description="Messages on standard error.")
@@ -255,12 +252,20 @@ class NodeConfig(Section):
         1.0, description="How long an ordered stop waits for results of frames that were sent."
     )
 
+    def find_conflict(self) -> Conflict | None:
+        """Keys of several sections that do not go together."""
+        outside = [endpoint for endpoint in self.cloud.endpoints if leaves_machine(endpoint)]
+        if self.codec.bundle == AUTO_BUNDLE and outside and not self.bundle.trusted_keys:
+            problem = f"must name who signs the bundles that auto takes from {outside[0]}: see rac bundle sign"
+            return Conflict("bundle.trusted_keys", problem)
+        return find_node_conflict(self.cloud.endpoints, self.security, self.metrics)
+
 
 class CloudLinkSection(Section):
     bind: str = Field(
         DEFAULT_ENDPOINT,
-        description="Where nodes connect, tcp://HOST:PORT or ipc://PATH; port 0: any free one. Only this"
-        " machine: nothing protects the link yet.",
+        description="Where nodes connect, tcp://HOST:PORT or ipc://PATH; port 0: any free one. Beyond this"
+        " machine the cloud needs keys: see security.",
     )
     heartbeat_s: Seconds = Field(
         2.0, description="Time between two signs of life, for both sides: nodes are told at the handshake."
@@ -271,8 +276,13 @@ class CloudLinkSection(Section):
     )
     credit: Annotated[int, Field(ge=1, le=1024)] = Field(
         8,
-        description="Frames that one node may have unanswered. Enough for the round trip over the time a"
-        " frame takes, about doubled; more only adds delay.",
+        description="Frames that one node may have unanswered at first, and at least. Enough for the round trip"
+        " over the time a frame takes, about doubled; more only adds delay.",
+    )
+    max_credit: Annotated[int, Field(ge=1, le=1024)] = Field(
+        64,
+        description="What that may grow to where the measured round trip is long and the node sends fast: twice"
+        " what fills its link. Not above credit: it stays as it is.",
     )
     max_message_bytes: Annotated[int, Field(ge=MIN_MESSAGE_BYTES, le=16 * 2**20)] = Field(
         262_144,
@@ -291,7 +301,7 @@ class CloudLinkSection(Section):
 
     @model_validator(mode="after")
     def _check_times(self) -> Self:
-        _check_order("heartbeat_s", self.heartbeat_s, "peer_timeout_s", self.peer_timeout_s, equal=False)
+        check_order("heartbeat_s", self.heartbeat_s, "peer_timeout_s", self.peer_timeout_s, equal=False)
         return self
 
 
@@ -317,9 +327,24 @@ class PoolSection(Section):
         5.0, description="Frames older than this when their batch is made are given up as stale."
     )
     batch_timeout_s: Seconds = Field(
-        10.0,
+        3.0,
         description="How long a worker may take for a batch before it counts as hung and is started again."
-        " Too short a time kills workers that are only slow.",
+        " Too short a time kills workers that are only slow; three of these times and two starts of a worker"
+        " should fit into the nodes' link.result_timeout_s, for a frame is tried three times at most.",
+    )
+    worker_memory_mb: Annotated[int, Field(ge=0, le=1_048_576)] = Field(
+        2048,
+        description="A worker with more memory than this is started anew between two batches; 0: none is. With"
+        " one bundle it takes about 600.",
+    )
+    quarantine: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder for the bitstreams of frames that broke workers, for whoever looks for the cause;"
+        " null: quarantine in the cache folder.",
+    )
+    quarantine_files: Annotated[int, Field(ge=0, le=10_000)] = Field(
+        32, description="Bitstreams that are kept there at most, the newest; 0: none."
     )
 
 
@@ -347,6 +372,12 @@ class CloudConfig(Section):
     """Configuration of `rac-cloud`."""
 
     link: CloudLinkSection = Field(default_factory=CloudLinkSection, description="The sessions with nodes.")
+    security: CloudSecuritySection = Field(
+        default_factory=CloudSecuritySection, description="Keys: who this cloud is, and which nodes may connect."
+    )
+    limits: LimitsSection = Field(
+        default_factory=LimitsSection, description="What one node may ask of the cloud before it is cut off."
+    )
     pool: PoolSection = Field(default_factory=PoolSection, description="The workers and what waits for them.")
     engine: EngineSection = Field(default_factory=EngineSection, description="How workers compute.")
     bundles: tuple[str, ...] = Field(
@@ -355,6 +386,12 @@ class CloudConfig(Section):
         max_length=16,
         description="Bundles that nodes may use: names that ship with the package, folders or zips. Each"
         " takes memory in every worker.",
+    )
+    offer: str | None = Field(
+        None,
+        min_length=1,
+        description="The one of bundles that nodes with --bundle auto should run; null: the first. Read again on"
+        " SIGHUP: nodes then fetch the new one while they stream.",
     )
     classifier_weights: str | None = Field(
         None,
@@ -375,6 +412,10 @@ class CloudConfig(Section):
     drain_s: Annotated[float, Field(ge=0, le=MAX_SECONDS)] = Field(
         1.5, description="How long an ordered stop goes on with frames that were accepted."
     )
+
+    def find_conflict(self) -> Conflict | None:
+        """Keys of several sections that do not go together."""
+        return find_cloud_conflict(self.link.bind, self.security, self.metrics)
 
     @field_validator("results")
     @classmethod
@@ -401,40 +442,3 @@ def config_keys(model: type[Section]) -> dict[str, FieldInfo]:
         else:
             keys |= {f"{name}.{key}": inner for key, inner in config_keys(section).items()}
     return keys
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address; a name other than localhost counts as outside."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
-
-
-def check_endpoint(endpoint: str, *, any_port: bool = False) -> None:
-    """Check a ZeroMQ endpoint.
-
-    Args:
-        any_port: whether port 0 or * may ask for any free one, as for a bind.
-    Raises:
-        ValueError: malformed, or it leaves this machine.
-    """
-    if endpoint.startswith("ipc://") and len(endpoint) > len("ipc://"):
-        return
-    match = _ENDPOINT.fullmatch(endpoint)
-    if match is None:
-        raise ValueError(f"{endpoint!r} is no endpoint: write tcp://HOST:PORT or ipc://PATH")
-    port = 0 if match["port"] == "*" else int(match["port"])
-    if port > 65_535 or (port == 0 and not any_port):
-        raise ValueError(f"{endpoint!r} has no usable port (1 to 65535)")
-    if not is_loopback(match["host"]):
-        raise ValueError(
-            f"{endpoint} leaves this machine, and nothing protects the link yet: use tcp://127.0.0.1:{match['port']}"
-        )
-
-
-def _check_order(low_name: str, low: float, high_name: str, high: float, *, equal: bool = True) -> None:
-    if low > high or (low == high and not equal):
-        raise ValueError(f"{high_name} ({high:g}) must {'not be below' if equal else 'be above'} {low_name} ({low:g})")

@@ -22,9 +22,11 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from pipeline.config import CameraConfig, CloudConfig, NodeConfig, Section, config_keys, section_of
+from pipeline.config import CameraConfig, CloudConfig, NodeConfig, config_keys, section_of
+from pipeline.config_base import Section
 from pipeline.config_sample import ENVIRONMENT_PREFIX, PROGRAMS, environment_name, expected
 from pipeline.errors import ConfigError
+from pipeline.masking import mask_credentials
 
 #: Variables that start like ours and are no keys: the cache folder, and whether the demo's nodes are silent.
 OTHER_VARIABLES: Final = frozenset({"RAC_CACHE"})
@@ -81,11 +83,15 @@ def load_config(
     # Unknown keys first and alone: a value is only worth a message when its name is right.
     _raise_problems(layers.problems)
     try:
-        return model.model_validate(_nest(layers.values))
+        config = model.model_validate(_nest(layers.values))
     except ValidationError as error:
         details = error.errors(include_url=False, include_context=False)
         _raise_problems(_explain(layers, known, details))
         raise AssertionError("a validation error without a problem") from error
+    conflict = config.find_conflict()
+    if conflict is not None:
+        raise ConfigError(layers.origin_of(conflict.key), conflict.key, conflict.problem)
+    return config
 
 
 def describe(config: Section) -> dict[str, Any]:
@@ -266,5 +272,6 @@ def _unknown(key: str, known: list[str]) -> str:
 def _short(value: Any) -> str:
     plain = value is None or isinstance(value, str | int | float)
     # repr() ends where a YAML alias makes a list hold itself.
-    text = json.dumps(value) if plain else repr(value)
+    # Masked whole: of a password that is cut in two nothing says any more that it is one.
+    text = mask_credentials(json.dumps(value) if plain else repr(value))
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 3]}..."

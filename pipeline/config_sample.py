@@ -10,7 +10,8 @@ from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 import yaml
 from pydantic.fields import FieldInfo
 
-from pipeline.config import CameraConfig, CloudConfig, NodeConfig, Section, section_of
+from pipeline.config import CameraConfig, CloudConfig, NodeConfig, section_of
+from pipeline.config_base import Section
 
 ENVIRONMENT_PREFIX: Final = "RAC_"
 PROGRAMS: Final[Mapping[type[Section], str]] = {NodeConfig: "rac-node", CloudConfig: "rac-cloud"}

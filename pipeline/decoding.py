@@ -92,7 +92,7 @@ class BatchDecoder:
                 if frame.reference is not None:
                     references[row] = inflate_reference(frame.reference)
             except BitstreamError as error:
-                answers[row] = error
+                answers[row] = _without_frames(error)
                 continue
             good.append(row)
             bitstreams.append(bitstream)
@@ -136,7 +136,7 @@ class BatchDecoder:
             try:
                 symbols[row] = decode_symbols(frame_words, table, shape)
             except BitstreamError as error:
-                errors[row] = error
+                errors[row] = _without_frames(error)
         return symbols, errors
 
     def _classify_references(self, views: Mapping[int, NDArray[np.uint8]]) -> dict[int, int]:
@@ -144,6 +144,15 @@ class BatchDecoder:
             return {}
         logits = self._engine.classify_views(np.stack(list(views.values())))
         return dict(zip(views, (int(best) for best in logits.argmax(axis=1)), strict=True))
+
+
+def _without_frames(error: BitstreamError) -> BitstreamError:
+    """The error without its traceback, which holds on to a batch's arrays, and through them to itself.
+
+    Only the garbage collector ends such a ring, and it counts objects, not the megabyte that each of these holds: a
+    stream of bad frames would let a worker grow by hundreds of them.
+    """
+    return error.with_traceback(None)
 
 
 def top_classes(logits: NDArray[np.float32], reference_top1: int | None) -> Classes:

@@ -6,6 +6,7 @@
       BundleError
         BundleFormatError            not a bundle, or damaged
         BundleMismatchError          hash, id or classifier differ from what was asked for
+        BundleSignatureError         nobody that this node trusts has signed it
         TableMismatchError           symbols and tables do not belong together
       BitstreamError                 one frame's bytes are not to be trusted
         TruncatedBitstreamError
@@ -18,6 +19,10 @@
         LocalSessionError            we broke the protocol
         RemoteSessionError           the peer did
       LedgerError                    our own bug: stop loudly
+      SecurityError                  the link is no longer protected: stop
+      SpoolError
+        SpoolRecordError             a record on the disk is damaged
+        SpoolFullError               the disk, or the room given to the spool, is used up
       CaptureError                   a source failed now and may come back
       WorkerLostError                a worker process died or hung
       TrainingError                  recipe, pictures or checkpoint unfit
@@ -65,6 +70,10 @@ class BundleFormatError(BundleError):
 
 class BundleMismatchError(BundleError):
     """A bundle is sound but not the one that was asked for."""
+
+
+class BundleSignatureError(BundleError):
+    """A bundle came over the net and nobody trusted has signed it."""
 
 
 class TableMismatchError(BundleError):
@@ -121,6 +130,22 @@ class RemoteSessionError(SessionError):
 
 class LedgerError(PipelineError):
     """A frame was closed twice or never opened: a bug of ours."""
+
+
+class SecurityError(PipelineError):
+    """What protects the link cannot start or has failed: the program must not go on without it."""
+
+
+class SpoolError(PipelineError):
+    """The node's spool cannot do what was asked."""
+
+
+class SpoolRecordError(SpoolError):
+    """A record of the spool is damaged or cut off."""
+
+
+class SpoolFullError(SpoolError):
+    """A frame finds no place in the spool."""
 
 
 class CaptureError(PipelineError):

@@ -1,7 +1,8 @@
 """What became of every frame: one entry each, closed exactly once.
 
-At any time, per camera and in total: captured = results + dropped + in flight. Metrics and summaries are read
-from here and never counted a second time. Only open entries are stored; closed ones live on as totals, and
+At any time, per camera and in total: captured + recovered = results + dropped + in flight, where recovered are
+the frames that an earlier run left in the node's spool. Metrics and summaries are read from here and never
+counted a second time. Only open entries are stored; closed ones live on as totals, and
 the last `RECENT_SENT` sent ones of a camera as bare sequence numbers, so that a late or repeated RESULT is
 told from one that the cloud made up.
 
@@ -74,8 +75,8 @@ RESULT_OUTCOMES = frozenset(
 )
 #: How a frame may end in the cloud's ledger.
 CLOUD_OUTCOMES = RESULT_OUTCOMES | {Outcome.UNROUTABLE}
-#: What a node may close a frame with by itself.
-NODE_DROPS = (frozenset(Outcome) - CLOUD_OUTCOMES) | {Outcome.SHUTDOWN}
+#: What a node may close a frame with by itself; corrupt: its bytes were damaged in the node's spool.
+NODE_DROPS = (frozenset(Outcome) - CLOUD_OUTCOMES) | {Outcome.SHUTDOWN, Outcome.CORRUPT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ class ClosedFrame:
 
     Attributes:
         depth: exit it was coded at; None when it was never sent.
-        latency_ns: capture to end.
+        latency_ns: capture to end; None when an earlier run captured it, on a clock that means nothing now.
         round_trip_ns: sending to end; None when it was never sent.
     """
 
@@ -94,7 +95,7 @@ class ClosedFrame:
     label: int | None
     depth: int | None
     level: int | None
-    latency_ns: int
+    latency_ns: int | None
     round_trip_ns: int | None
 
 
@@ -102,8 +103,9 @@ class ClosedFrame:
 class _Entry:
     camera: str
     sequence: int
-    captured_ns: int
+    captured_ns: int | None
     label: int | None
+    is_kept: bool = False
     sent_ns: int | None = None
     depth: int | None = None
     level: int | None = None
@@ -169,14 +171,25 @@ class Ledger:
         Raises:
             LedgerError: the sequence does not rise, or too many entries are open.
         """
-        state = self._rising(camera, sequence)
-        if self._num_open >= self._max_open:
-            raise LedgerError(f"{self._num_open} frames are open at once: entries are not being closed")
-        state.last_sequence = sequence
-        state.totals.captured += 1
-        state.open[sequence] = _Entry(camera, sequence, captured_ns, label)
-        self._num_open += 1
-        self._peak_open = max(self._peak_open, self._num_open)
+        self._open(camera, sequence, _Entry(camera, sequence, captured_ns, label))
+        self._cameras[camera].totals.captured += 1
+
+    def recover(self, camera: str, sequence: int, label: int | None = None) -> None:
+        """Open the entry of a frame that an earlier run left in the spool; it is kept.
+
+        Raises:
+            LedgerError: as for `capture`.
+        """
+        self._open(camera, sequence, _Entry(camera, sequence, None, label, is_kept=True))
+        self._cameras[camera].totals.recovered += 1
+
+    def keep(self, camera: str, sequence: int) -> None:
+        """Note that an open frame is in the spool: neither a session's end nor the run's end ends it.
+
+        Raises:
+            LedgerError: the frame is not open.
+        """
+        self._open_entry(camera, sequence).is_kept = True
 
     def skip(self, camera: str, first: int, last: int, outcome: Outcome) -> None:
         """Open and close the frames first..last, of which only the numbers are known; none if last < first.
@@ -282,20 +295,42 @@ class Ledger:
         entry = next(iter(self._sent.values()), None)
         return None if entry is None or entry.sent_ns is None else entry.sent_ns + timeout_ns
 
+    def unsend(self, camera: str, sequence: int) -> None:
+        """Take back a kept frame that was sent: it waits to be sent again.
+
+        Raises:
+            LedgerError: the frame is not kept, or was not sent.
+        """
+        entry = self._open_entry(camera, sequence)
+        if not entry.is_kept or entry.sent_ns is None:
+            raise LedgerError(f"frame {sequence} of {camera} is not to be sent again: {entry}")
+        entry.sent_ns = None
+        del self._sent[camera, sequence]
+
+    def is_kept_and_sent(self, camera: str, sequence: int) -> bool:
+        """Whether a frame is in the spool and waits for its RESULT, so that `unsend` may take it back."""
+        entry = self._sent.get((camera, sequence))
+        return entry is not None and entry.is_kept
+
     def lose_link(self, now_ns: int) -> list[ClosedFrame]:
-        """Close every sent frame as lost in the link: call it whenever a session ends."""
-        return [
-            self._close(entry, Outcome.LOST_IN_LINK, now_ns, by_result=False) for entry in list(self._sent.values())
-        ]
+        """Close every sent frame as lost in the link, but for kept ones, which wait to be sent again: call it
+        whenever a session ends."""
+        closed = []
+        for entry in list(self._sent.values()):
+            if entry.is_kept:
+                self.unsend(entry.camera, entry.sequence)
+            else:
+                closed.append(self._close(entry, Outcome.LOST_IN_LINK, now_ns, by_result=False))
+        return closed
 
     def close_all(self, outcome: Outcome, now_ns: int) -> list[ClosedFrame]:
-        """Close every open frame, sent or not: the end of a run, or of a camera's time.
+        """Close every open frame that is not kept, sent or not: the end of a run, or of a camera's time.
 
         Raises:
             LedgerError: the outcome is not the node's to give.
         """
         check_outcome(outcome, NODE_DROPS)
-        entries = [entry for state in self._cameras.values() for entry in state.open.values()]
+        entries = [entry for state in self._cameras.values() for entry in state.open.values() if not entry.is_kept]
         return [self._close(entry, outcome, now_ns, by_result=False) for entry in entries]
 
     @property
@@ -341,14 +376,14 @@ class Ledger:
         """Compare the counts with the entries that are really open.
 
         Raises:
-            LedgerError: captured = results + dropped + in flight does not hold for some camera.
+            LedgerError: captured + recovered = results + dropped + in flight does not hold for some camera.
         """
         for name, state in self._cameras.items():
             totals, dropped, num_open = state.totals, sum(state.totals.dropped.values()), len(state.open)
-            if totals.captured != totals.results + dropped + num_open:
+            if totals.captured + totals.recovered != totals.results + dropped + num_open:
                 raise LedgerError(
-                    f"{name}: {totals.captured} captured, but {totals.results} results + {dropped} dropped"
-                    f" + {num_open} in flight"
+                    f"{name}: {totals.captured} captured and {totals.recovered} recovered, but {totals.results} results"
+                    f" + {dropped} dropped + {num_open} in flight"
                 )
         if self._num_open != sum(len(state.open) for state in self._cameras.values()):
             raise LedgerError(f"{self._num_open} frames counted in flight, but another number is open")
@@ -365,6 +400,15 @@ class Ledger:
             raise LedgerError(f"frame {sequence} of {camera} was opened after frame {state.last_sequence}")
         return state
 
+    def _open(self, camera: str, sequence: int, entry: _Entry) -> None:
+        state = self._rising(camera, sequence)
+        if self._num_open >= self._max_open:
+            raise LedgerError(f"{self._num_open} frames are open at once: entries are not being closed")
+        state.last_sequence = sequence
+        state.open[sequence] = entry
+        self._num_open += 1
+        self._peak_open = max(self._peak_open, self._num_open)
+
     def _open_entry(self, camera: str, sequence: int) -> _Entry:
         entry = self._known(camera).open.get(sequence)
         if entry is None:
@@ -375,7 +419,7 @@ class Ledger:
         state = self._cameras[entry.camera]
         del state.open[entry.sequence]
         self._num_open -= 1
-        latency_ns = now_ns - entry.captured_ns
+        latency_ns = None if entry.captured_ns is None else now_ns - entry.captured_ns
         if entry.sent_ns is not None:
             del self._sent[entry.camera, entry.sequence]
             state.recent[entry.sequence] = by_result
@@ -386,8 +430,9 @@ class Ledger:
             totals.results += 1
             totals.first_result_ns = now_ns if totals.first_result_ns is None else totals.first_result_ns
             totals.last_result_ns = now_ns
-            state.latency.add(latency_ns)
-            self._latency.add(latency_ns)
+            if latency_ns is not None:
+                state.latency.add(latency_ns)
+                self._latency.add(latency_ns)
         else:
             state.drop(outcome, 1)
         return ClosedFrame(

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Literal
 
+from pipeline.bundle_trial import UpdateOutcome
 from pipeline.cloud_actions import CloseReason
 from pipeline.ledger import CLOUD_OUTCOMES, Outcome
 from pipeline.rate_control import ChangeCause
@@ -130,17 +131,25 @@ DROP_REASON: Final = Label(
 CLOUD_OUTCOME: Final = Label("outcome", tuple(word.value for word in Outcome if word in CLOUD_OUTCOMES))
 RESULT: Final = Label("outcome", ("ok", "repeated", "late"))
 CAMERA_DOWN: Final = Label("reason", ("open_failed", "read_timeout", "end_of_stream", "bad_frame", "crashed"))
+BUNDLE_UPDATE: Final = Label("outcome", tuple(outcome.value for outcome in UpdateOutcome))
 LINK_DOWN: Final = Label("reason", tuple(reason.value for reason in LossReason))
 NODE_STAGE: Final = Label("stage", ("capture", "preprocess", "encode", "entropy", "send"))
 CLOUD_STAGE: Final = Label("stage", ("entropy_decode", "feature_decode", "classify", "reply"))
 DEPTH_CAUSE: Final = Label("cause", tuple(cause.value for cause in ChangeCause))
 # NO_SESSION answers a frame, never a handshake.
+# The last two never reach the sessions: the handler of keys has refused them, or there was no key to look at.
 HANDSHAKE: Final = Label(
-    "outcome", ("accepted", *(code.value for code in RejectCode if code is not RejectCode.NO_SESSION))
+    "outcome",
+    (
+        "accepted",
+        *(code.value for code in RejectCode if code is not RejectCode.NO_SESSION),
+        "unknown_key",
+        "bad_handshake",
+    ),
 )
 SESSION_END: Final = Label("reason", tuple(reason.value for reason in CloseReason))
 WORKER_STATE: Final = Label("state", ("starting", "ready", "busy", "dead"))
-WORKER_LOSS: Final = Label("reason", ("crash", "hang"))
+WORKER_LOSS: Final = Label("reason", ("crash", "hang", "memory"))
 TOP: Final = Label("top", ("1", "5"))
 LOG_LEVEL: Final = Label("level", ("debug", "info", "warning", "error", "critical"))
 
@@ -173,10 +182,12 @@ def _capped(name: str, text: str) -> Metric:
 NODE_METRICS: Final = (
     _info("rac_node_build_info", "Always 1: version that runs.", "version", "python"),
     _info("rac_node_bundle_info", "Always 1: bundle in use, by the head of its id.", "bundle", "classifier"),
+    _counter("rac_node_bundle_updates_total", "Bundles that the cloud delivered, by outcome.", "", BUNDLE_UPDATE),
     _info("rac_node_camera_info", "Always 1: facts about an open source.", "camera", "kind", "width", "height"),
     _gauge("rac_node_camera_up", "Whether a frame was read within the timeout.", "0 or 1", CAMERA),
     _counter("rac_node_camera_reconnects_total", "Times that a source was opened again.", "", CAMERA, CAMERA_DOWN),
     _ledger("rac_node_frames_captured_total", "Frames taken from the source.", "frames", CAMERA),
+    _ledger("rac_node_frames_recovered_total", "Frames that an earlier run left in the spool.", "frames", CAMERA),
     _ledger("rac_node_frames_dropped_total", "Frames without a result, by cause.", "frames", CAMERA, DROP_REASON),
     _gauge("rac_node_last_frame_timestamp_seconds", "When the last good frame was captured.", "unix s", CAMERA),
     _gauge("rac_node_last_result_timestamp_seconds", "When the last result came.", "unix s", CAMERA),
@@ -209,6 +220,10 @@ NODE_METRICS: Final = (
     _counter("rac_node_network_bytes_total", "Bytes of all messages with framing.", "bytes", DIRECTION),
     _gauge("rac_node_credit_frames", "Frames that the cloud still allows.", "frames"),
     _ledger("rac_node_in_flight_frames", "Captured frames whose fate is open.", "frames"),
+    _gauge("rac_node_spool_frames", "Frames in the spool: not ended.", "frames"),
+    _gauge("rac_node_spool_bytes", "Bytes of the spool on the disk.", "bytes"),
+    _gauge("rac_node_spool_oldest_timestamp_seconds", "Capture of the oldest frame there; 0: none.", "unix s"),
+    _counter("rac_node_spool_corrupt_total", "Damaged records found in the spool and passed over.", "records"),
     _gauge("rac_node_link_up", "Whether a session is established, by place in the list.", "0 or 1", ENDPOINT),
     _counter("rac_node_reconnects_total", "Sessions that ended, by cause.", "", ENDPOINT, LINK_DOWN),
     _ledger("rac_node_results_total", "Results: ok, or outside the balance.", "frames", CAMERA, RESULT),
@@ -223,6 +238,7 @@ NODE_METRICS: Final = (
         CAMERA_LATENCY_S,
         is_capped=True,
     ),
+    _gauge("rac_node_insecure", "Whether frames go to other machines without keys (--insecure).", "0 or 1"),
     _gauge("rac_node_reference_every_frames", "Every so many frames carry a reference; 0: none.", "frames"),
     _counter("rac_node_log_messages_total", "Log messages, repeats included.", "", LOG_LEVEL),
 )
@@ -231,9 +247,14 @@ CLOUD_METRICS: Final = (
     _info("rac_cloud_build_info", "Always 1: version that runs.", "version", "python"),
     _info("rac_cloud_bundle_info", "Always 1: a bundle that is served.", "bundle", "classifier"),
     _gauge("rac_cloud_bundle_loaded_timestamp_seconds", "When a bundle was loaded.", "unix s", BUNDLE),
+    _gauge("rac_cloud_bundle_offered", "Whether nodes that fetch their bundle should run it.", "0 or 1", BUNDLE),
     _gauge("rac_cloud_sessions", "Open sessions.", "sessions"),
     _counter("rac_cloud_handshakes_total", "Handshakes, by outcome.", "", HANDSHAKE),
+    _gauge("rac_cloud_insecure", "Whether other machines can connect without keys (--insecure).", "0 or 1"),
+    _gauge("rac_cloud_allowed_keys", "Public keys that may connect; 0 without keys.", "keys"),
+    _gauge("rac_cloud_allow_list_outdated", "Whether the list on disk is unusable and an older one holds.", "0 or 1"),
     _counter("rac_cloud_sessions_closed_total", "Sessions that ended, by cause.", "", SESSION_END),
+    _counter("rac_cloud_connections_ended_total", "Connections cut because of what came over them.", ""),
     _counter("rac_cloud_frames_received_total", "Accepted frames.", "frames", DEPTH),
     _counter("rac_cloud_network_bytes_total", "Bytes of all messages with framing.", "bytes", DIRECTION),
     _counter("rac_cloud_bitstream_bytes_total", "Bytes of bitstreams received.", "bytes", DEPTH),
@@ -245,6 +266,7 @@ CLOUD_METRICS: Final = (
     _ledger("rac_cloud_in_flight_frames", "Accepted frames whose fate is open.", "frames"),
     _counter("rac_cloud_credit_granted_total", "Credit granted to nodes.", "frames"),
     _gauge("rac_cloud_credit_outstanding_frames", "Credit granted and not yet used.", "frames"),
+    _gauge("rac_cloud_credit_window_frames", "Largest credit window of any session.", "frames"),
     _gauge("rac_cloud_queue_frames", "Frames that wait for a worker.", "frames"),
     _gauge("rac_cloud_queue_limit_frames", "Frames that may wait.", "frames"),
     _histogram("rac_cloud_queue_wait_seconds", "Arrival to batch.", "s", LATENCY_S),
@@ -262,6 +284,7 @@ CLOUD_METRICS: Final = (
     _counter("rac_cloud_worker_restarts_total", "Workers that were lost, by cause.", "", WORKER_LOSS),
     _counter("rac_cloud_worker_busy_seconds_total", "Time that a slot's worker had a batch.", "s", WORKER),
     _counter("rac_cloud_worker_frames_total", "Frames that a slot's worker answered.", "frames", WORKER),
+    _gauge("rac_cloud_worker_resident_bytes", "Memory of a slot's worker after its last batch.", "bytes", WORKER),
     _gauge(
         "rac_cloud_worker_last_batch_timestamp_seconds",
         "When a slot's worker last answered.",

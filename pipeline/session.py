@@ -19,15 +19,18 @@ The owner performs the actions in their order. A HELLO or PING that the socket d
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, StrEnum
 
-from pipeline.errors import LocalSessionError, WireError
+from pipeline.errors import LocalSessionError, WireError, WireVersionError
+from pipeline.failover import EndpointChoice
 from pipeline.heartbeat import Heartbeat
 from pipeline.wire import (
+    BUNDLE_DELIVERY,
     MAX_CREDIT_FRAMES,
     MAX_MESSAGE_BYTES,
     BundleChunk,
+    BundleRequest,
     Bye,
     Credit,
     FrameMessage,
@@ -54,8 +57,6 @@ BACKOFF_FIRST_NS = NS_PER_S // 2
 BACKOFF_LAST_NS = 30 * NS_PER_S
 # A session this old, or one that brought a RESULT, shows that the endpoint works: the back-off starts anew.
 STABLE_SESSION_NS = 10 * NS_PER_S
-# Two clouds that point at each other would keep a node busy for good.
-MAX_REDIRECTS = 3
 
 # Refusals that asking again soon cannot change.
 _LASTING_REFUSALS = frozenset(
@@ -81,7 +82,12 @@ class NodeState(Enum):
 
 
 class LossReason(StrEnum):
-    """Why an attempt or a session ended; the words of the reconnect metric."""
+    """Why an attempt or a session ended; the words of the reconnect metric.
+
+    Attributes:
+        FAILOVER: ended by the node, for a better endpoint that is back.
+        RENEWED: ended by the node, to begin with another bundle.
+    """
 
     REFUSED = "refused"
     NO_ANSWER = "no_answer"
@@ -90,6 +96,8 @@ class LossReason(StrEnum):
     AUTH = "auth"
     PROTOCOL = "protocol"
     REDIRECTED = "redirected"
+    FAILOVER = "failover"
+    RENEWED = "renewed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +173,16 @@ class ChunkArrived:
     chunk: BundleChunk
 
 
-Action = OpenLink | CloseLink | Send | Opened | Lost | Backoff | CreditChanged | ResultArrived | ChunkArrived
+@dataclass(frozen=True, slots=True)
+class BundleOffered:
+    """The cloud says which bundle this node should run; it may be the one in use."""
+
+    bundle_id: bytes
+
+
+Action = (
+    OpenLink | CloseLink | Send | Opened | Lost | Backoff | CreditChanged | ResultArrived | ChunkArrived | BundleOffered
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +192,7 @@ class NodeSettings:
     Attributes:
         hello: sent as it is on every attempt.
         endpoints: in order of preference; at least one.
+        may_open: whether a cloud may send the node to an endpoint: without keys, not to another machine.
     """
 
     hello: Hello
@@ -183,6 +201,7 @@ class NodeSettings:
     hello_timeout_ns: int = HELLO_TIMEOUT_NS
     backoff_first_ns: int = BACKOFF_FIRST_NS
     backoff_last_ns: int = BACKOFF_LAST_NS
+    may_open: Callable[[str], bool] = lambda endpoint: True
 
 
 class NodeSession:
@@ -193,16 +212,10 @@ class NodeSession:
     """
 
     def __init__(self, settings: NodeSettings, random: Callable[[], float]) -> None:
-        if not settings.endpoints:
-            raise LocalSessionError("a node session needs at least one endpoint")
         self._settings = settings
-        self._random = random
+        self._choice = EndpointChoice(settings.endpoints, settings.backoff_first_ns, settings.backoff_last_ns, random)
         self._camera_names = {entry.number: entry.name for entry in settings.hello.cameras}
         self._state = NodeState.IDLE
-        self._index = 0
-        self._redirect: str | None = None
-        self._num_redirects = 0
-        self._num_failures = 0
         self._credit = 0
         self._welcome: Welcome | None = None
         self._heartbeat: Heartbeat | None = None
@@ -215,7 +228,7 @@ class NodeSession:
         self._next_hello_ns = 0
 
     def __repr__(self) -> str:
-        return f"<NodeSession {self._state.value}, endpoint {self._index}, credit {self._credit}>"
+        return f"<NodeSession {self._state.value}, endpoint {self._choice.index}, credit {self._credit}>"
 
     @property
     def state(self) -> NodeState:
@@ -228,12 +241,17 @@ class NodeSession:
     @property
     def can_send(self) -> bool:
         """Whether a frame may be sent now; without it, do not even encode."""
-        return self.is_up and self._credit > 0
+        return self.credit > 0
 
     @property
     def credit(self) -> int:
-        """Frames that may be sent now; 0 unless up."""
-        return self._credit
+        """Frames that may be sent now; 0 unless up, and while the cloud has no decoder for the bundle in use."""
+        return self._credit if self._has_decoder else 0
+
+    @property
+    def needs_bundle(self) -> bool:
+        """Whether the session is up and frames wait all the same, for a bundle that the cloud can decode."""
+        return self.is_up and not self._has_decoder
 
     @property
     def welcome(self) -> Welcome | None:
@@ -247,12 +265,28 @@ class NodeSession:
 
     @property
     def endpoint_index(self) -> int:
-        return self._index
+        return self._choice.index
+
+    @property
+    def is_redirected(self) -> bool:
+        """Whether the endpoint is not of the list: a cloud sent the node there."""
+        return self._choice.is_redirected
 
     @property
     def round_trip_ns(self) -> int | None:
         """Smallest recent round trip of the newest session; None before its first PONG."""
         return self._heartbeat.round_trip_ns if self._heartbeat else self._round_trip_ns
+
+    def camera_number(self, name: str) -> int:
+        """The number that stands for a camera in HELLO.
+
+        Raises:
+            LocalSessionError: it is not in HELLO.
+        """
+        for number, known in self._camera_names.items():
+            if known == name:
+                return number
+        raise LocalSessionError(f"camera {name} is not in HELLO")
 
     def start(self, now_ns: int) -> list[Action]:
         """Leave IDLE for the first attempt.
@@ -273,7 +307,12 @@ class NodeSession:
         return []
 
     def malformed(self, error: WireError, now_ns: int) -> list[Action]:
-        """The cloud sent bytes that `wire.parse` refused: it costs the session."""
+        """The cloud sent bytes that `wire.parse` refused: it costs the session.
+
+        Bytes of another major version are its refusal in a language that is not ours: waited out like one.
+        """
+        if isinstance(error, WireVersionError):
+            return self._lose(LossReason.REFUSED, str(error), now_ns, RejectCode.BAD_VERSION)
         return self._lose(LossReason.PROTOCOL, str(error), now_ns)
 
     def link_failed(self, reason: LossReason, text: str, now_ns: int) -> list[Action]:
@@ -292,6 +331,36 @@ class NodeSession:
             raise LocalSessionError(f"camera {frame.camera} is not in HELLO")
         self._credit -= 1
         return [Send(frame), CreditChanged(self._credit)]
+
+    def request_chunk(self, request: BundleRequest) -> list[Action]:
+        """Ask for a piece of a bundle; nothing happens without a session."""
+        return [Send(request)] if self.is_up else []
+
+    def renew(self, hello: Hello, now_ns: int) -> list[Action]:
+        """Use another HELLO from now on; a session that is up is ended in order and opened anew at once."""
+        self._settings = replace(self._settings, hello=hello)
+        self._camera_names = {entry.number: entry.name for entry in hello.cameras}
+        return self._open_anew(LossReason.RENEWED, "opened anew with another bundle", now_ns)
+
+    def move_to(self, index: int, now_ns: int) -> list[Action]:
+        """Go to another endpoint of the list at once; nothing happens without a session."""
+        if not self.is_up:
+            return []
+        self._choice.move_to(index)
+        return self._open_anew(LossReason.FAILOVER, f"back to {self._choice.endpoint}", now_ns)
+
+    def _open_anew(self, reason: LossReason, text: str, now_ns: int) -> list[Action]:
+        if self._state not in (NodeState.CONNECTING, NodeState.UP):
+            return []
+        was_up = self.is_up
+        self._drop_session()
+        return [
+            *([Send(Bye(reason.value))] if was_up else []),
+            Lost(reason, text, None, was_up),
+            CloseLink(is_orderly=was_up),
+            *([CreditChanged(0)] if was_up else []),
+            *self._connect(now_ns),
+        ]
 
     def tick(self, now_ns: int) -> list[Action]:
         """Do what is due. Receive everything that waits first: silence is judged by what was received."""
@@ -330,8 +399,7 @@ class NodeSession:
         self._state = NodeState.CONNECTING
         self._give_up_ns = now_ns + self._settings.hello_timeout_ns
         self._next_hello_ns = now_ns + self._settings.hello_retry_ns
-        endpoint = self._redirect or self._settings.endpoints[self._index]
-        return [OpenLink(endpoint, self._index), Send(self._settings.hello)]
+        return [OpenLink(self._choice.endpoint, self._choice.index), Send(self._settings.hello)]
 
     def _receive_connecting(self, message: Message, now_ns: int) -> list[Action]:
         match message:
@@ -343,15 +411,21 @@ class NodeSession:
                 return self._lose(LossReason.PROTOCOL, f"{type(message).__name__} before WELCOME", now_ns)
 
     def _open(self, welcome: Welcome, now_ns: int) -> list[Action]:
-        if welcome.bundle_id not in self._settings.hello.bundle_ids:
+        own_ids = self._settings.hello.bundle_ids
+        is_fetching = BUNDLE_DELIVERY in welcome.capabilities
+        if welcome.bundle_id not in own_ids and not is_fetching:
             return self._lose(LossReason.PROTOCOL, "WELCOME names a bundle that was not offered", now_ns)
+        if not is_fetching and welcome.bundle_id != own_ids[0]:
+            # It has one that our spool was coded with, and not the one in use.
+            text = f"the cloud has no decoder for bundle {own_ids[0].hex()[:16]}"
+            return self._lose(LossReason.REFUSED, text, now_ns, RejectCode.UNKNOWN_BUNDLE, tells=True)
         self._state = NodeState.UP
         self._welcome = welcome
         self._credit = welcome.credit
         self._opened_ns = now_ns
         self._has_result = False
         self._heartbeat = Heartbeat(welcome.heartbeat_ms * NS_PER_MS, welcome.peer_timeout_ms * NS_PER_MS, now_ns)
-        return [Opened(welcome), CreditChanged(self._credit)]
+        return [Opened(welcome), CreditChanged(self._credit), *_offers(welcome)]
 
     def _receive_up(self, message: Message, now_ns: int) -> list[Action]:
         assert self._heartbeat is not None
@@ -369,9 +443,11 @@ class NodeSession:
                 return []
             case BundleChunk():
                 return [ChunkArrived(message)]
-            # The answer to a repeated HELLO; its credit is the one we started with.
+            # The answer to a repeated HELLO, its credit the one we started with; or another offer.
             case Welcome() if message.session_id == self._welcome.session_id:
-                return []
+                changed = message.offer != self._welcome.offer
+                self._welcome = message
+                return _offers(message) if changed else []
             case Reject() | Redirect() | Bye():
                 return self._receive_end(message, now_ns)
             case _:
@@ -386,9 +462,11 @@ class NodeSession:
             case Bye():
                 return self._lose(LossReason.CLOSED, message.reason or "cloud said goodbye", now_ns)
             case Redirect():
-                self._num_redirects += 1
-                if self._num_redirects > MAX_REDIRECTS:
+                if not self._choice.count_redirect():
                     return self._lose(LossReason.PROTOCOL, "redirected in circles", now_ns)
+                if not self._settings.may_open(message.endpoint):
+                    text = f"redirected to {message.endpoint}, another machine, and there are no keys"
+                    return self._lose(LossReason.PROTOCOL, text, now_ns)
                 return self._lose(
                     LossReason.REDIRECTED, message.text or message.endpoint, now_ns, redirect=message.endpoint
                 )
@@ -398,7 +476,7 @@ class NodeSession:
         if camera is None:
             return self._lose(LossReason.PROTOCOL, f"RESULT for unknown camera {result.camera}", now_ns)
         self._has_result = True
-        self._num_redirects = 0
+        self._choice.arrive()
         arrived: list[Action] = [ResultArrived(camera, result)]
         return arrived + (self._take_credit(result.credit, now_ns) if result.credit else [])
 
@@ -415,19 +493,22 @@ class NodeSession:
         now_ns: int,
         code: RejectCode | None = None,
         redirect: str | None = None,
+        *,
+        tells: bool = False,
     ) -> list[Action]:
         """End the attempt or session, choose the next endpoint and when to try it."""
         if self._state not in (NodeState.CONNECTING, NodeState.UP):
             return []
         was_up = self.is_up
         if was_up and (self._has_result or now_ns - self._opened_ns >= STABLE_SESSION_NS):
-            self._num_failures = 0
+            self._choice.forgive()
         self._state = NodeState.DOWN
         self._drop_session()
         is_lasting = reason is LossReason.AUTH or code in _LASTING_REFUSALS
-        self._retry_ns = now_ns + self._choose_next(is_lasting, redirect)
+        wait_ns = self._choice.fail(is_lasting=is_lasting) if redirect is None else self._choice.redirect(redirect)
+        self._retry_ns = now_ns + wait_ns
         # A BYE only where the cloud may still hold the session: it did not end it, and it is not silent.
-        tells = was_up and reason in (LossReason.PROTOCOL, LossReason.REDIRECTED)
+        tells = tells or (was_up and reason in (LossReason.PROTOCOL, LossReason.REDIRECTED))
         actions: list[Action] = [Send(Bye(reason.value))] if tells else []
         return [
             *actions,
@@ -437,28 +518,12 @@ class NodeSession:
             Backoff(self._retry_ns),
         ]
 
-    def _choose_next(self, is_lasting: bool, redirect: str | None) -> int:
-        """Set the next endpoint; return how long to wait for it.
-
-        Each endpoint in turn, then the first again. The ceiling doubles once all have failed, so that the
-        second is tried soon. A lasting refusal is waited out, but only once no other endpoint is left to try.
-        """
-        settings = self._settings
-        num_endpoints = len(settings.endpoints)
-        rounds = min(self._num_failures // num_endpoints, 32)
-        ceiling_ns = min(settings.backoff_last_ns, settings.backoff_first_ns << rounds)
-        if redirect is not None:
-            self._redirect = redirect
-            return int(self._random() * ceiling_ns)
-        self._num_failures += 1
-        if self._redirect is not None:
-            # Where it was sent to has failed: back to the list.
-            self._redirect, self._index, self._num_redirects = None, 0, 0
-        else:
-            self._index = (self._index + 1) % num_endpoints
-        if is_lasting and self._index == 0:
-            return int((0.5 + 0.5 * self._random()) * settings.backoff_last_ns)
-        return int(self._random() * ceiling_ns)
+    @property
+    def _has_decoder(self) -> bool:
+        """Whether the cloud can decode what this node encodes now."""
+        return self._welcome is not None and self._welcome.bundle_id == next(
+            iter(self._settings.hello.bundle_ids), None
+        )
 
     def _drop_session(self) -> None:
         if self._heartbeat is not None:
@@ -466,3 +531,7 @@ class NodeSession:
         self._heartbeat = None
         self._welcome = None
         self._credit = 0
+
+
+def _offers(welcome: Welcome) -> list[Action]:
+    return [] if welcome.offer is None else [BundleOffered(welcome.offer)]

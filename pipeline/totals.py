@@ -12,6 +12,7 @@ class CameraTotals:
     """Counts of one camera, or of all together. The ledger counts in these; a snapshot holds copies.
 
     Attributes:
+        recovered: frames that an earlier run of the node left in its spool; not among `captured`.
         dropped: frames by reason; reasons without frames are absent.
         in_flight: open entries; `unanswered` of them were sent.
         late / repeated / unknown: RESULTs outside the balance: for a frame that the node had already given
@@ -23,6 +24,7 @@ class CameraTotals:
     """
 
     captured: int = 0
+    recovered: int = 0
     sent: int = 0
     results: int = 0
     dropped: dict[str, int] = field(default_factory=dict)

@@ -5,7 +5,8 @@ of the class. Only FRAME may have a second part, the reference view. Arrays, not
 sent.
 
 - Another major version is refused. Within one, fields are only ever added at the end of an array: a receiver
-  ignores trailing fields that it does not know, and refuses an array that is too short. New kinds of messages
+  ignores trailing fields that it does not know, takes the default for those that the sender does not know yet, and
+  refuses an array that is shorter than the first minor version's. New kinds of messages
   are sent only to a peer whose minor version or capabilities say that it knows them.
 - A message is valid once built: the constructor checks every field by the rule in its annotation, for our own
   messages as for the peer's. Nothing behind `parse` checks again.
@@ -17,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, ClassVar, NoReturn
 
 import msgpack
 
@@ -43,7 +44,10 @@ from pipeline.wire_fields import (
 )
 
 WIRE_MAJOR = 1
-WIRE_MINOR = 0
+# 1: WELCOME.offer; HELLO without bundles from a node that fetches them.
+WIRE_MINOR = 1
+# Capability: the node runs the bundle that the cloud offers, and fetches it where it lacks it.
+BUNDLE_DELIVERY = "bundle-delivery"
 
 # Largest sum of a message's parts: the largest reference and bitstream fit with room to spare, and a flood of
 # these costs the cloud no more than a few frames of video would. ZMQ_MAXMSGSIZE is set to it too.
@@ -62,6 +66,8 @@ MAX_BUNDLE_BYTES = 1 << 30
 # that comes and goes with a reload need not take an old one's number.
 MAX_CAMERAS = 64
 MAX_CAMERA_NUMBER = 255
+# Bytes of the bundle's id in every bitstream, behind version and kind (`pipeline.bitstream`).
+BUNDLE_HEAD_BYTES = 8
 # Bundles that a node can hold ready, and words that say what it can do.
 MAX_BUNDLES = 16
 MAX_CAPABILITIES = 32
@@ -146,18 +152,21 @@ class Hello(Record):
     Attributes:
         minor: minor version that the node speaks.
         boot_id: random at every start of the node; with node, camera and sequence it names a frame for good.
-        bundle_ids: bundles that the node can encode with, the one it likes best first.
+        bundle_ids: the bundle that the node encodes with, then others that its older frames are coded with; none
+            while it has yet to fetch its first one.
         cameras: numbers and names, each unique.
     """
 
     minor: Minor
     node: SafeName
     boot_id: Annotated[bytes, Octets(16, 16)]
-    bundle_ids: Annotated[tuple[bytes, ...], Many(Octets(32, 32), 1, MAX_BUNDLES)]
+    bundle_ids: Annotated[tuple[bytes, ...], Many(Octets(32, 32), 0, MAX_BUNDLES)]
     cameras: Annotated[tuple[CameraEntry, ...], Many(Part(CameraEntry), 1, MAX_CAMERAS)]
     capabilities: Capabilities = ()
 
     def _check_together(self) -> None:
+        if not self.bundle_ids and BUNDLE_DELIVERY not in self.capabilities:
+            raise WireLimitError("Hello.bundle_ids: must have at least 1 entry without bundle-delivery")
         for values in ({entry.number for entry in self.cameras}, {entry.name for entry in self.cameras}):
             if len(values) != len(self.cameras):
                 raise WireFormatError("Hello.cameras: numbers and names must be unique")
@@ -168,12 +177,16 @@ class Welcome(Record):
     """Cloud: the session is open.
 
     Attributes:
-        bundle_id: one of the node's; the only one that this session's frames may use.
+        bundle_id: one of the node's, the first that the cloud has; with bundle-delivery it may be another, which the
+            node has to fetch before it may send. Frames coded earlier may use any other of the node's.
         credit: frames that the node may send at once.
         max_message_bytes: largest message that the cloud accepts.
         heartbeat_ms: silence after which either side pings; peer_timeout_ms: after which the peer is lost.
         capabilities: those of the node's that the cloud has too.
+        offer: the bundle that the node should run, for one with bundle-delivery; sent again when it changes.
     """
+
+    added_later: ClassVar[int] = 1
 
     minor: Minor
     session_id: Annotated[bytes, Octets(8, 8)]
@@ -183,6 +196,7 @@ class Welcome(Record):
     heartbeat_ms: Annotated[int, Whole(MIN_HEARTBEAT_MS, MAX_HEARTBEAT_MS)]
     peer_timeout_ms: Annotated[int, Whole(MIN_HEARTBEAT_MS, MAX_PEER_TIMEOUT_MS)]
     capabilities: Capabilities = ()
+    offer: Annotated[bytes | None, Maybe(Octets(32, 32))] = None
 
     def _check_together(self) -> None:
         if self.peer_timeout_ms <= self.heartbeat_ms:
@@ -224,6 +238,11 @@ class FrameMessage(Record):
     label: MaybeClassIndex
     bitstream: Annotated[bytes, Octets(1, MAX_BITSTREAM_BYTES)]
     reference: Annotated[bytes | None, Maybe(Octets(1, MAX_REFERENCE_BYTES))] = None
+
+    @property
+    def bundle_head(self) -> bytes:
+        """What the bitstream's header says of its bundle, unchecked: to find the decoder, which checks it."""
+        return self.bitstream[2 : 2 + BUNDLE_HEAD_BYTES]
 
 
 @dataclass(frozen=True, slots=True)

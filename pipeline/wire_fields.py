@@ -227,6 +227,8 @@ class Record:
 
     __slots__ = ()
     __match_args__: ClassVar[tuple[str, ...]] = ()
+    #: Fields at the end that older minor versions do not send; they have defaults.
+    added_later: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         for name, rule in field_rules(type(self)):
@@ -259,14 +261,17 @@ def pack_fields(record: Record) -> list[Any]:
 
 
 def build(kind: type[RecordType], values: Sequence[Any]) -> RecordType:
-    """The record of a list that came out of msgpack; trailing values are a newer minor version's and ignored.
+    """The record of a list that came out of msgpack.
+
+    Trailing values are a newer minor version's and ignored; those that an older one lacks take their defaults.
 
     Raises:
         WireFormatError / WireLimitError: too short, or a field breaks its rule.
     """
     rules = field_rules(kind)
-    if len(values) < len(rules):
-        raise WireFormatError(f"{kind.__name__}: has {len(values)} fields, needs {len(rules)}")
+    needed = len(rules) - kind.added_later
+    if len(values) < needed:
+        raise WireFormatError(f"{kind.__name__}: has {len(values)} fields, needs {needed}")
     return kind(
         *(rule.parse(value, f"{kind.__name__}.{name}") for (name, rule), value in zip(rules, values, strict=False))
     )

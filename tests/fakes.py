@@ -7,6 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,8 @@ from nodes.capture_link import DownReason
 from nodes.pool import BatchDone, PoolEvent, SlotState, WorkerLost
 from nodes.pool import LossReason as WorkerLoss
 from nodes.sources import Source, SourceKind
-from nodes.uplink import framed_bytes
-from nodes.worker import BatchAnswer, BatchJob
+from nodes.uplink import HandshakeFailure, framed_bytes
+from nodes.worker import BatchAnswer, BatchJob, FrameAnswer
 from pipeline.bitstream import Bitstream, pack_bitstream
 from pipeline.decoding import BatchTimings, Classes
 from pipeline.encoder import OperatingPoint
@@ -167,6 +168,7 @@ class FakeEncoder:
         self.points: list[OperatingPoint] = []
         self.error: Exception | None = None
         self.is_oversize = False
+        self.bundle = SimpleNamespace(bundle_id=BUNDLE_ID)
 
     def symbols(self, view: object, point: OperatingPoint) -> Any:
         if self.error is not None:
@@ -205,12 +207,17 @@ class FakeUplink:
         self.sent: list[Message] = []
         self.inbox: list[list[bytes]] = []
         self.sent_bytes = self.received_bytes = 0
+        self.failure: HandshakeFailure | None = None
         self._waiting: list[bytes] | None = None
 
-    def open(self, endpoint: str) -> None:
+    def open(self, endpoint: str, index: int = 0) -> None:
         self.close()
         self.endpoint = endpoint
         self.opened.append(endpoint)
+
+    def take_failure(self) -> HandshakeFailure | None:
+        failure, self.failure = self.failure, None
+        return failure
 
     def send(self, parts: Sequence[bytes]) -> bool:
         if self.endpoint is None or self.peer is None:
@@ -314,7 +321,7 @@ class FakeDoor:
         self.inbox: list[tuple[bytes, list[bytes]]] = []
         self.sent: list[tuple[bytes, Message]] = []
         self.gone: set[bytes] = set()
-        self.sent_bytes = self.received_bytes = 0
+        self.sent_bytes = self.received_bytes = self.ended_connections = 0
 
     def put(self, routing_id: bytes, message: Message | list[bytes]) -> None:
         """Let a message of a node arrive."""
@@ -330,6 +337,9 @@ class FakeDoor:
         self.sent.append((routing_id, parse(list(parts))))
         self.sent_bytes += framed_bytes(parts)
         return True
+
+    def end_last_connection(self) -> None:
+        self.ended_connections += 1
 
     def results(self, routing_id: bytes | None = None) -> list[Result]:
         """RESULTs that were sent, to one node or to all."""
@@ -370,12 +380,15 @@ class FakePool:
         return sum(slot.state is state for slot in self.slots)
 
     def submit(self, job: BatchJob, now_ns: int, avoid: Sequence[int] = ()) -> int | None:
-        for slot in self.slots:
-            if slot.state is SlotState.READY and (slot.number not in avoid or len(self.slots) == 1):
-                slot.job, slot.state = job, SlotState.BUSY
-                self.jobs.append((slot.number, job))
-                return slot.number
-        return None
+        ready = [slot for slot in self.slots if slot.state is SlotState.READY]
+        preferred = [slot for slot in ready if slot.number not in avoid]
+        elsewhere = any(slot.state is not SlotState.DEAD and slot.number not in avoid for slot in self.slots)
+        if not ready or (elsewhere and not preferred):
+            return None
+        slot = (preferred or ready)[0]
+        slot.job, slot.state = job, SlotState.BUSY
+        self.jobs.append((slot.number, job))
+        return slot.number
 
     def poll(self, now_ns: int) -> list[PoolEvent]:
         events, self.events = self.events, []
@@ -393,19 +406,21 @@ class FakePool:
     def busy(self) -> list[FakeSlot]:
         return [slot for slot in self.slots if slot.state is SlotState.BUSY]
 
-    def finish(self, number: int, answers: Sequence[Classes | str] | None = None) -> None:
+    def finish(self, number: int, answers: Sequence[FrameAnswer] | None = None) -> None:
         """A worker answers its batch: the same class for every frame, unless told otherwise."""
         slot = self.slots[number]
         assert slot.job is not None
-        given = tuple(answers) if answers is not None else (make_classes(),) * len(slot.job.frames)
+        given: tuple[FrameAnswer, ...] = (
+            tuple(answers) if answers is not None else (make_classes(),) * len(slot.job.frames)
+        )
         answer = BatchAnswer(slot.job.number, given, BatchTimings(2 * MS, 3 * MS, 0))
         self.events.append(BatchDone(number, answer, busy_ns=5 * MS))
         slot.job, slot.state = None, SlotState.READY
 
-    def lose(self, number: int, *, comes_back: bool = True) -> None:
+    def lose(self, number: int, *, comes_back: bool = True, exit_code: int = -11) -> None:
         """A worker dies with what it has."""
         slot = self.slots[number]
-        self.events.append(WorkerLost(number, WorkerLoss.CRASH, -9, slot.job))
+        self.events.append(WorkerLost(number, WorkerLoss.CRASH, exit_code, slot.job))
         slot.job, slot.state = None, SlotState.READY if comes_back else SlotState.DEAD
 
 
@@ -415,5 +430,6 @@ def make_classes(reference_top1: int | None = None) -> Classes:
 
 
 def make_frame_message(sequence: int, *, camera: int = 0, age_us: int = 0, label: int | None = None) -> FrameMessage:
-    """A FRAME of the fake bundle."""
-    return FrameMessage(camera, sequence, 1000 + sequence, age_us, label, make_bitstream())
+    """A FRAME of the fake bundle; each has bytes of its own."""
+    bitstream = make_bitstream(words=sequence.to_bytes(100, "little"))
+    return FrameMessage(camera, sequence, 1000 + sequence, age_us, label, bitstream)

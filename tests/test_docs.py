@@ -13,6 +13,7 @@ from nodes.arguments import SUBCOMMANDS, OneLineParser, cloud_parser, node_parse
 from pipeline.config import CloudConfig, NodeConfig, config_keys
 from pipeline.config_files import load_config
 from pipeline.config_sample import render_sample
+from pipeline.ledger import Outcome
 from pipeline.metrics import METRICS, render_metrics_page
 
 ROOT = Path(__file__).parents[1]
@@ -53,7 +54,7 @@ def test_every_key_says_what_it_means(model: Any) -> None:
 @pytest.mark.parametrize(("command", "model"), [("node", NodeConfig), ("cloud", CloudConfig)])
 def test_every_key_is_read_by_its_program(command: str, model: Any) -> None:
     """A key that nothing reads would promise what it does not do."""
-    places = [ROOT / "nodes" / f"{command}_command.py", ROOT / "nodes/cli.py"]
+    places = [ROOT / "nodes" / name for name in (f"{command}_command.py", "cli.py", "security.py")]
     source = "\n".join(path.read_text(encoding="utf-8") for path in places)
     unread = [key for key in config_keys(model) if not re.search(_reading(key), source)]
     assert not unread
@@ -75,6 +76,20 @@ def test_pages_name_only_metrics_that_exist(path: Path) -> None:
     endings = re.compile(r"_(?:bucket|sum|count)$")
     for name in _METRIC.findall(path.read_text(encoding="utf-8")):
         assert name in METRICS or endings.sub("", name) in METRICS or name.endswith("_"), name
+
+
+def test_operations_table_names_reasons_and_keys_that_exist() -> None:
+    """`What happens when` in the README: its third column speaks the ledger's language, settings are keys."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = text.partition("### What happens when")[2].partition("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("|")][2:]
+    assert len(rows) > 10
+    keys = {*config_keys(NodeConfig), *config_keys(CloudConfig)}
+    for row in rows:
+        assert len(row) == 4, row
+        reasons = set(row[2].split(", ")) - {"-"}
+        assert reasons <= {outcome.value for outcome in Outcome}, row
+        assert set(re.findall(r"`([a-z]+\.[a-z_]+)`", " ".join(row))) <= keys, row
 
 
 @pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="README.md is not written yet")
@@ -128,7 +143,13 @@ def test_scripts_exist() -> None:
         assert f"def {function}(" in source
 
 
-REQUIRED = {"eval": ["--data", "x"], "train": ["x"], "export": ["x", "--out", "y"], "bundle": ["show"]}
+REQUIRED = {
+    "eval": ["--data", "x"],
+    "train": ["x"],
+    "export": ["x", "--out", "y"],
+    "bundle": ["show"],
+    "keys": ["server"],
+}
 
 
 @pytest.mark.parametrize("name", SUBCOMMANDS)

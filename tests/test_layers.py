@@ -21,13 +21,15 @@ ROOT = Path(__file__).parents[1]
 LAYERS: dict[str, int] = {
     **dict.fromkeys(
         (
-            "batching", "classes", "cloud_actions", "cloud_ledger", "cloud_session", "config", "config_files",
-            "config_sample", "errors", "heartbeat", "ledger", "metrics", "percentiles", "rate_control",
-            "result_memory", "session", "totals", "wire", "wire_fields",
+            "admission", "attempts", "authorisation", "batching", "bundle_signature", "bundle_trial", "classes",
+            "cloud_actions", "cloud_ledger", "cloud_session", "config", "config_base", "config_files",
+            "config_sample", "config_security", "credit_window", "ed25519", "errors", "failover", "heartbeat",
+            "ledger", "masking", "metrics", "node_limits", "percentiles", "rate_control", "replay",
+            "result_memory", "session", "spool_records", "totals", "wire", "wire_fields",
         ),
         0,
     ),
-    **dict.fromkeys(("bitstream", "bundle", "entropy", "frames"), 1),
+    **dict.fromkeys(("bitstream", "bundle", "bundle_delivery", "entropy", "frames"), 1),
     **dict.fromkeys(("decoding", "encoder", "inference", "view"), 2),
     "codec": 3,
     **dict.fromkeys(("bench", "evaluation", "training"), 4),
@@ -51,6 +53,10 @@ ONLY_IN = {
         "nodes.frontdoor",
         "nodes.node_command",
         "nodes.cloud_command",
+        "nodes.key_files",
+        "nodes.authenticator",
+        "nodes.bundle_bootstrap",
+        "nodes.security",
     },
 }
 # Imported when used: --help has to be there at once, a machine may lack the coder, engine or extra, and torch

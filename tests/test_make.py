@@ -49,7 +49,9 @@ def make(clone: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_help_lists_every_target_without_installing(clone: Path) -> None:
     done = make(clone)
     assert done.returncode == 0
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["help", "demo", "test", "lint", "bench", "clean"]
+    assert [line.split()[0] for line in done.stdout.splitlines()] == [
+        *("help", "demo", "test", "lint", "bench", "fuzz", "soak", "clean")
+    ]
     assert not (clone / ".venv").exists()
 
 

@@ -10,7 +10,8 @@ from nodes.worker import READY, BatchAnswer, BatchJob
 from nodes.worker_link import WorkerLink
 from pipeline.decoding import BatchTimings, Classes, CodedFrame
 
-ANSWER, CRASH, HANG, PID = b"answer", b"crash", b"hang", b"pid"
+ANSWER, CRASH, HANG, PID, GROW = b"answer", b"crash", b"hang", b"pid", b"grow"
+GROWN_BYTES = 1 << 30
 #: The specification that lets a worker die before it is ready.
 STILLBORN = "stillborn"
 
@@ -33,7 +34,8 @@ def trivial_worker(end: socket.socket, spec: str) -> None:
             signal.pause()
         text = str(os.getpid()) if order == PID else ""
         answers = tuple(text or Classes((index,), (1.0,), None) for index in range(len(job.frames)))
-        link.send(BatchAnswer(job.number, answers, BatchTimings(1, 2, 0)))
+        grown = GROWN_BYTES if order == GROW else 1
+        link.send(BatchAnswer(job.number, answers, BatchTimings(1, 2, 0), grown))
 
 
 def make_job(order: bytes = ANSWER, number: int = 0, *, frames: int = 1) -> BatchJob:

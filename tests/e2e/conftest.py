@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from tests.e2e.balance import RECOVERIES
 from tests.e2e.programs import Program
 
 START_WITH = ("--bind", "tcp://127.0.0.1:0", "--metrics-port", "0", "--workers", "2")
@@ -17,6 +18,14 @@ START_WITH = ("--bind", "tcp://127.0.0.1:0", "--metrics-port", "0", "--workers",
 BATCH_TIMEOUT_S = "4"
 
 Start = Callable[..., Program]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What the fault tests measured: the figures of "What happens when" in the README."""
+    if RECOVERIES.lines:
+        terminalreporter.section("recovery")
+        for line in RECOVERIES.lines:
+            terminalreporter.line(line)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -32,16 +41,16 @@ def starter(folder: Path, programs: ExitStack) -> Start:
     """What starts programs that end with the stack, each with a log of its own."""
     numbers = itertools.count()
 
-    def start(program: str, *arguments: str, **settings: str) -> Program:
+    def start(program: str, *arguments: str, prefix: Sequence[str] = (), **settings: str) -> Program:
         log = folder / f"{program}-{next(numbers)}.log"
-        return programs.enter_context(Program(program, *arguments, log=log, **settings))
+        return programs.enter_context(Program(program, *arguments, log=log, prefix=prefix, **settings))
 
     return start
 
 
-def start_cloud(start: Start, *arguments: str, **settings: str) -> Program:
+def start_cloud(start: Start, *arguments: str, program: str = "rac-cloud", **settings: str) -> Program:
     """A cloud of its own on any port, with a worker that can serve."""
-    cloud = start("rac-cloud", *START_WITH, *arguments, **settings)
+    cloud = start(program, *START_WITH, *arguments, **settings)
     cloud.wait_event("ready")
     return cloud
 

@@ -15,11 +15,16 @@ import pytest
 
 from nodes.cloud import AnsweredFrame, CloudFront, peek_operating_point
 from nodes.pool import BatchDone, SlotState, WorkerLost, WorkerReady
+from nodes.worker import Panic
+from pipeline.admission import Admission, connection_of
+from pipeline.authorisation import KEY_CHARS, AllowList, NamedKey
 from pipeline.batching import Batch, Batcher, BatcherSettings
 from pipeline.cloud_actions import CloudSettings, FrameArrived, SessionClosed, SessionOpened
 from pipeline.cloud_session import CloudSessions
+from pipeline.errors import SecurityError
 from pipeline.ledger import Outcome
-from pipeline.wire import Bye, CameraEntry, Hello, Reject, RejectCode, Result, Welcome, pack
+from pipeline.node_limits import LimitSettings
+from pipeline.wire import Bye, CameraEntry, Hello, Message, Reject, RejectCode, Result, Welcome, pack
 from tests.fakes import (
     BUNDLE_ID,
     MS,
@@ -75,7 +80,15 @@ class Notes:
 class Bench:
     """A front with everything around it, and nodes that are only routing ids."""
 
-    def __init__(self, workers: int = 1, *, capacity: int = 64, max_frames: int = 4, queue: int | None = None) -> None:
+    def __init__(
+        self,
+        workers: int = 1,
+        *,
+        capacity: int = 64,
+        max_frames: int = 4,
+        queue: int | None = None,
+        admission: Admission | None = None,
+    ) -> None:
         self.clock = FakeClock()
         self.door = FakeDoor()
         self.pool = FakePool(workers)
@@ -99,6 +112,7 @@ class Bench:
             watcher=self.notes,
             max_age_ns=MAX_AGE_NS,
             clock=self.clock,
+            admission=admission,
         )
 
     def run(self, *steps: Callable[[], object] | int, drain_ns: int = 0) -> None:
@@ -192,11 +206,94 @@ def test_batch_of_a_lost_worker_is_tried_once_more(bench: Bench) -> None:
     assert [number for number, _ in bench.pool.jobs] == [0, 1]
 
 
-def test_batch_that_breaks_two_workers_is_given_up(bench: Bench) -> None:
-    bench.run(bench.hello(), bench.frames(0, 3), 1, lambda: bench.pool.lose(0), 1, lambda: bench.pool.lose(0), 1)
-    assert bench.outcomes() == {"worker_lost": 4}
-    assert {result.text for result in bench.door.results()} == {"2 workers were lost with it"}
+def lose_with(bench: Bench, sequence: int, exit_code: int = -11) -> Callable[[], None]:
+    """Workers answer what they have, but for those with one certain frame: they are lost."""
+
+    def work() -> None:
+        for slot in bench.pool.busy():
+            assert slot.job is not None
+            if any(frame.bitstream == make_frame_message(sequence).bitstream for frame in slot.job.frames):
+                bench.pool.lose(slot.number, exit_code=exit_code)
+            else:
+                bench.pool.finish(slot.number)
+
+    return work
+
+
+def test_frame_that_breaks_its_workers_is_found_and_costs_no_other(bench: Bench) -> None:
+    bench = Bench(workers=2)
+    step = lose_with(bench, 2)
+    bench.run(bench.hello(), bench.frames(0, 3), 1, *[step, 1] * 8)
+    assert bench.outcomes() == {"ok": 3, "poison": 1}
+    (poison,) = [result for result in bench.door.results() if result.outcome is Outcome.POISON]
+    assert (poison.sequence, poison.text) == (2, "3 workers were lost with it, the last one with it alone")
     assert sum(result.credit for result in bench.door.results()) == 4
+    # Whole, whole again elsewhere, then alone one after the other.
+    assert [len(job.frames) for _, job in bench.pool.jobs] == [4, 4, 1, 1, 1, 1]
+    assert [number for number, _ in bench.pool.jobs][:2] == [0, 1]
+    assert len(bench.notes.lost) == 3
+
+
+def test_bytes_that_broke_workers_are_known_when_they_come_again(bench: Bench) -> None:
+    """A scene that stands still gives the same bytes with every picture; it must not go on killing workers."""
+    step = lose_with(bench, 0)
+    bench.run(
+        bench.hello(),
+        bench.frames(0, 0),
+        bench.wait(5 * MS),
+        *[1, step] * 4,
+        bench.hello("yard"),
+        bench.frames(0, 0, "yard"),
+        2,
+    )
+    assert bench.outcomes() == {"poison": 2}
+    assert len(bench.notes.lost) == 2
+    assert bench.door.results(b"yard")[0].text == "the same bytes broke workers before"
+
+
+def test_frame_whose_workers_were_killed_from_outside_is_not_accused(bench: Bench) -> None:
+    step = lose_with(bench, 0, exit_code=-9)
+    bench.run(bench.hello(), bench.frames(0, 1), bench.wait(5 * MS), *[1, step] * 8)
+    assert bench.outcomes() == {"ok": 1, "worker_lost": 1}
+    assert len(bench.front._poisons) == 0
+
+
+def test_frames_that_broke_two_workers_are_tried_however_old_they_are(bench: Bench) -> None:
+    """Else a frame that hangs its workers would be stale before it is found."""
+    bench.run(
+        bench.hello(),
+        bench.frames(0, 3),
+        1,
+        lambda: bench.pool.lose(0),
+        1,
+        bench.wait(MAX_AGE_NS),
+        lambda: bench.pool.lose(0),
+        1,
+        *[lambda: bench.pool.finish(0), 1] * 4,
+    )
+    assert bench.outcomes() == {"ok": 4}
+
+
+def test_panic_of_native_code_is_poison(bench: Bench) -> None:
+    answers = [make_classes(), Panic("native panic: index"), make_classes(), make_classes()]
+    bench.run(bench.hello(), bench.frames(0, 3), 1, lambda: bench.pool.finish(0, answers), 1)
+    assert bench.outcomes() == {"ok": 3, "poison": 1}
+    assert bench.notes.lost == []
+
+
+def test_cloud_says_why_it_is_not_ready(bench: Bench) -> None:
+    said: list[list[str]] = []
+
+    def say() -> None:
+        said.append(bench.front.obstacles())
+
+    def set_state(state: SlotState) -> Callable[[], None]:
+        return lambda: setattr(bench.pool.slots[0], "state", state)
+
+    bench.run(say, set_state(SlotState.STARTING), say, set_state(SlotState.DEAD), say, set_state(SlotState.BUSY), say)
+    say()
+    reason = "no worker can serve: {} starting, {} lost and waiting for their next start"
+    assert said == [[], [reason.format(1, 0)], [reason.format(0, 1)], [], ["stopping"]]
 
 
 def test_second_try_goes_before_newer_frames(bench: Bench) -> None:
@@ -393,6 +490,93 @@ def test_message_without_session_is_told_so(bench: Bench) -> None:
     assert [message for _, message in bench.door.sent] == [Reject(RejectCode.NO_SESSION, "say HELLO first")]
 
 
+def lost_sessions(bench: Bench) -> list[tuple[str, str]]:
+    return [(action.node, action.reason) for action in bench.notes.sessions if isinstance(action, SessionClosed)]
+
+
+def test_node_that_breaks_a_limit_is_told_and_cut_off_and_others_do_not_notice() -> None:
+    bench = Bench(admission=Admission(LimitSettings(frames_per_second=1, window_frames=1)))
+    bench.run(
+        bench.hello("yard"),
+        bench.frames(0, 1, "yard"),
+        bench.hello("greedy"),
+        bench.frames(0, 3, "greedy"),
+        1,
+        bench.frames(4, 5, "greedy"),
+        bench.wait(5 * MS),
+        lambda: bench.pool.finish(0),
+        bench.wait(5 * MS),
+        lambda: bench.pool.finish(0),
+        bench.wait(2 * S),
+        bench.hello("greedy"),
+        bench.frames(2, 2, "yard"),
+        bench.wait(5 * MS),
+        lambda: bench.pool.finish(0),
+        1,
+    )
+    assert lost_sessions(bench)[0] == ("greedy", "limits")
+    rejects = [(to, message.code, message.text) for to, message in bench.door.sent if isinstance(message, Reject)]
+    assert rejects == [
+        (b"greedy", RejectCode.LIMITS, "more than 1 frames a second"),
+        (b"greedy", RejectCode.LIMITS, "more than 1 frames a second: not listened to for 28 s"),
+    ]
+    # Three frames were within the limit and had been accepted: their answers find no way.
+    assert bench.outcomes() == {"ok": 3, "unroutable": 3}
+
+
+def test_flood_of_a_node_that_was_told_ends_its_connection() -> None:
+    bench = Bench(admission=Admission(LimitSettings(frames_per_second=1, window_frames=1)))
+    bench.run(
+        bench.hello("greedy"),
+        bench.frames(0, 110, "greedy"),
+        lambda: bench.door.ended_connections == 0 or pytest.fail("before it can have been told"),
+        bench.wait(S),
+        bench.frames(111, 250, "greedy"),
+        1,
+    )
+    assert lost_sessions(bench)[0] == ("greedy", "limits")
+    assert bench.door.ended_connections == 2
+    assert [message.code for _, message in bench.door.sent if isinstance(message, Reject)] == [RejectCode.LIMITS]
+
+
+def test_session_of_a_revoked_key_ends_while_it_streams_and_its_frames_have_an_end() -> None:
+    keys = {name: name.ljust(KEY_CHARS, "-") for name in ("door", "yard")}
+    lists = [AllowList(NamedKey(name, key) for name, key in keys.items())]
+    bench = Bench(admission=Admission(allowed=lambda: lists[0]))
+    door, yard = (connection_of(b"abcde", key) for key in keys.values())
+
+    def put(connection: bytes, *messages: Message) -> Callable[[], None]:
+        return lambda: [bench.door.put(connection, message) for message in messages] and None
+
+    # Both call themselves the same; their keys do not.
+    hello = Hello(0, "yard", bytes(16), (BUNDLE_ID,), (CameraEntry(0, "gate"),))
+    bench.run(
+        put(door, hello, make_frame_message(0), make_frame_message(1)),
+        put(yard, hello, make_frame_message(0)),
+        lambda: lists.insert(0, AllowList([NamedKey("yard", keys["yard"])])),
+        bench.wait(S),
+        put(door, make_frame_message(2)),
+        lambda: bench.pool.finish(0),
+        put(door, hello),
+        1,
+    )
+    opened = [action.node for action in bench.notes.sessions if isinstance(action, SessionOpened)]
+    assert opened == ["door", "yard"]
+    assert lost_sessions(bench)[0] == ("door", "revoked")
+    codes = [message.code for to, message in bench.door.sent if isinstance(message, Reject) and to == door]
+    assert codes == [RejectCode.NOT_AUTHORISED, RejectCode.NO_SESSION, RejectCode.NOT_AUTHORISED]
+    assert bench.outcomes() == {"ok": 1, "unroutable": 2}
+
+
+def test_front_stops_when_nobody_can_be_authorised_any_more() -> None:
+    def allowed() -> AllowList:
+        raise SecurityError("the handler that authorises nodes does not run")
+
+    bench = Bench(admission=Admission(allowed=allowed))
+    with pytest.raises(SecurityError):
+        bench.run(1, 1)
+
+
 def test_operating_point_is_read_from_whole_bitstreams_only() -> None:
     assert peek_operating_point(make_bitstream(8, 33)) == (8, 33)
     assert peek_operating_point(b"short") == (None, None)
@@ -446,9 +630,9 @@ def test_storm_answers_every_frame_once(seed: int) -> None:
         for slot in bench.pool.busy()[:1]:
             fate = random.integers(8)
             if fate == 0:
-                bench.pool.lose(slot.number, comes_back=False)
+                bench.pool.lose(slot.number, comes_back=False, exit_code=-9)
             elif fate == 1:
-                bench.pool.lose(slot.number)
+                bench.pool.lose(slot.number, exit_code=-9)
             else:
                 bench.pool.finish(slot.number)
 

@@ -54,8 +54,11 @@ class FakeFront:
         self.sessions = CloudSessions(CloudSettings(frozenset({BUNDLE_ID})), lambda: bytes(8))
         self.batcher = Batcher[FrameArrived](BatcherSettings())
         self.pool = FakePool(2)
-        self.door = SimpleNamespace(sent_bytes=500, received_bytes=9000)
-        self.has_workers = True
+        self.door = SimpleNamespace(sent_bytes=500, received_bytes=9000, connections=SimpleNamespace(ended=3))
+        self.trouble: list[str] = []
+
+    def obstacles(self) -> list[str]:
+        return self.trouble
 
 
 def answered(
@@ -164,11 +167,12 @@ def test_header_of_a_stranger_makes_no_new_series(exporter: Exporter, metrics: C
 
 def test_workers_loss_and_work_are_counted(exporter: Exporter, metrics: CloudMetrics) -> None:
     metrics.worker_lost(WorkerLost(0, LossReason.HANG, -9, None))
-    answer = BatchAnswer(0, (make_classes(),) * 3, BatchTimings(2 * MS, 3 * MS, 0))
+    answer = BatchAnswer(0, (make_classes(),) * 3, BatchTimings(2 * MS, 3 * MS, 0), resident_bytes=4096)
     metrics.batch_done(BatchDone(1, answer, 6 * MS), 3)
     found = values(exporter)
     assert found["rac_cloud_worker_restarts_total", "hang"] == 1
     assert found["rac_cloud_worker_frames_total", "1"] == 3
+    assert found["rac_cloud_worker_resident_bytes", "1"] == 4096
     assert found["rac_cloud_worker_busy_seconds_total", "1"] == 0.006
     assert found["rac_cloud_stage_duration_seconds_sum", "classify"] == 0.003
 
@@ -177,10 +181,10 @@ def test_cloud_is_not_ready_without_workers(front: Any, exporter: Exporter, sink
     health = Health()
     metrics = CloudMetrics(exporter, health, "1", [sink])
     metrics.attach(front)
-    front.has_workers = False
+    front.trouble = ["no worker can serve"]
     metrics.publish()
-    assert health.reasons() == ["no worker can serve yet"]
-    front.has_workers = True
+    assert health.reasons() == ["no worker can serve"]
+    front.trouble = []
     metrics.publish()
     assert health.reasons() == []
 

@@ -4,121 +4,19 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 
-from nodes.capture_events import BadFrames, Down, Finished, Up
-from nodes.edge import EdgeNode, EdgeOptions, EncodedFrame, summary
-from nodes.lanes import RESERVE_NS, Lane
-from pipeline.frames import Frame
-from pipeline.ledger import ClosedFrame, Outcome
-from pipeline.rate_control import DepthChange, DepthController
-from pipeline.session import Backoff, LossReason, Lost, NodeSession, NodeSettings, Opened
-from pipeline.wire import Bye, CameraEntry, Hello, Result
-from tests.fakes import BUNDLE_ID, MS, VIEW, FakeClock, FakeCloud, FakeEncoder, FakeReader, FakeUplink, S, Script
-
-COST_NS = {0: MS, 4: 4 * MS, 8: 10 * MS}
-BUDGET_NS = 8 * MS
-
-
-@dataclass
-class Notes:
-    """A watcher that remembers."""
-
-    closed_frames: list[tuple[ClosedFrame, Result | None]] = field(default_factory=list)
-    encoded_frames: list[EncodedFrame] = field(default_factory=list)
-    links: list[Opened | Lost | Backoff] = field(default_factory=list)
-    cameras: list[Up | Down | Finished | BadFrames] = field(default_factory=list)
-    depths: list[DepthChange] = field(default_factory=list)
-    turns: int = 0
-
-    def encoded(self, encoded: EncodedFrame) -> None:
-        self.encoded_frames.append(encoded)
-
-    def closed(self, closed: ClosedFrame, result: Result | None) -> None:
-        self.closed_frames.append((closed, result))
-
-    def camera_changed(self, lane: Lane, event: Up | Down | Finished | BadFrames) -> None:
-        self.cameras.append(event)
-
-    def link_changed(self, action: Opened | Lost | Backoff) -> None:
-        self.links.append(action)
-
-    def depth_changed(self, change: DepthChange) -> None:
-        self.depths.append(change)
-
-    def idle(self, now_ns: int) -> None:
-        self.turns += 1
-
-
-class Bench:
-    """A node with everything around it."""
-
-    def __init__(self, *readers: FakeReader, cloud: FakeCloud | None = None, **options: object) -> None:
-        self.clock = FakeClock()
-        self.readers = readers or (FakeReader("door"),)
-        self.cloud = cloud or FakeCloud()
-        self.uplink = FakeUplink(self.cloud)
-        self.encoder = FakeEncoder(self.clock, dict(COST_NS))
-        self.notes = Notes()
-        self.calibrated: list[Frame | None] = []
-        self.budget_ns = BUDGET_NS
-        cameras = tuple(CameraEntry(number, reader.name) for number, reader in enumerate(self.readers))
-        hello = Hello(0, "box", bytes(16), (BUNDLE_ID,), cameras)
-        settings = NodeSettings(hello, ("tcp://127.0.0.1:1", "tcp://127.0.0.1:2"))
-        given = {
-            "level16": 48,
-            "reference_every": 0,
-            "drops_over_budget": False,
-            "result_timeout_ns": 10 * S,
-            "drain_ns": S,
-        } | options
-        self.node = EdgeNode(
-            self.readers,
-            NodeSession(settings, lambda: 0.0),
-            self.uplink,  # type: ignore[arg-type]
-            self.encoder,  # type: ignore[arg-type]
-            self.calibrate,
-            EdgeOptions(**given),  # type: ignore[arg-type]
-            self.notes,
-            self.clock,
-        )
-
-    def calibrate(self, frame: Frame | None) -> DepthController:
-        self.calibrated.append(frame)
-        return DepthController(COST_NS, self.budget_ns)
-
-    def run(self, *steps: Callable[[], object] | int) -> None:
-        """Run the node to its end: the first frame of the first camera is given, then one step before each turn."""
-        first = self.readers[0]
-        script = Script(lambda: first.give(self.clock()), 1, 2, *steps)
-        try:
-            self.node.run(script, script.fd)
-        finally:
-            script.close()
-        self.check()
-
-    def check(self) -> None:
-        """At the end nothing is in flight and nothing was counted twice."""
-        total = self.node.ledger.snapshot().total
-        assert total.in_flight == 0
-        assert total.captured == sum(reader.captured for reader in self.readers)
-        assert total.captured == total.results + sum(total.dropped.values())
-        assert all(reader.is_killed for reader in self.readers)
-
-    def give(self, number: int = 0, **facts: int) -> Callable[[], Frame]:
-        return lambda: self.readers[number].give(self.clock(), **facts)
-
-    def wait(self, duration_ns: int) -> Callable[[], None]:
-        return lambda: self.clock.advance(duration_ns)
-
-    def dropped(self, camera: str = "door") -> dict[str, int]:
-        return self.node.ledger.dropped(camera)
-
-    def outcomes(self) -> list[Outcome]:
-        return [closed.outcome for closed, _ in self.notes.closed_frames]
+from nodes.capture_events import Down
+from nodes.lanes import RESERVE_NS
+from nodes.node_summary import summary
+from nodes.uplink import HandshakeFailure
+from pipeline.ledger import Outcome
+from pipeline.session import Backoff, LossReason, Lost, Opened
+from pipeline.wire import Bye
+from tests.edge_bench import Bench
+from tests.fakes import MS, VIEW, FakeCloud, FakeReader, S, Script
 
 
 @pytest.fixture
@@ -356,12 +254,42 @@ def test_over_budget_frames_are_dropped_but_for_a_probe_a_second() -> None:
     assert 3 <= total.results <= 14  # ten to be sure, then one a second
 
 
-@pytest.mark.parametrize("parts", [[b"garbage"], [b""], [b"\x93\x63\x01\x01"]])
-def test_malformed_message_costs_the_session_not_the_node(bench: Bench, parts: list[bytes]) -> None:
+@pytest.mark.parametrize(
+    ("parts", "reason"),
+    [
+        ([b"garbage"], LossReason.PROTOCOL),
+        ([b""], LossReason.PROTOCOL),
+        ([b"\x93\x63\x01\x01"], LossReason.REFUSED),  # another major version
+    ],
+)
+def test_malformed_message_costs_the_session_not_the_node(bench: Bench, parts: list[bytes], reason: LossReason) -> None:
     bench.run(lambda: bench.uplink.inbox.append(parts), 1, bench.wait(S), 2, bench.give(), 1)
     lost = [link for link in bench.notes.links if isinstance(link, Lost)]
-    assert [link.reason for link in lost] == [LossReason.PROTOCOL]
+    assert [link.reason for link in lost] == [reason]
     assert bench.node.ledger.snapshot().total.results == 1
+
+
+@pytest.mark.parametrize(
+    ("is_lasting", "reason", "pause_ns"), [(True, LossReason.AUTH, 15 * S), (False, LossReason.REFUSED, 0)]
+)
+def test_handshake_that_fails_is_said_and_tried_again(
+    bench: Bench, caplog: pytest.LogCaptureFixture, is_lasting: bool, reason: LossReason, pause_ns: int
+) -> None:
+    """Loudly, and slowly where only a person can change it; the frames of the dead link have an end."""
+
+    def fail() -> None:
+        bench.uplink.failure = HandshakeFailure(is_lasting, "the cloud does not allow this node's key")
+
+    bench.cloud.outcome = None
+    # Twice, for the second endpoint is tried at once.
+    bench.run(bench.give(), 1, fail, 1, 1, fail, 1)
+    lost = [action for action in bench.notes.links if isinstance(action, Lost)]
+    assert [(action.reason, action.was_up) for action in lost] == [(reason, True), (reason, True)]
+    assert bench.dropped()["lost_in_link"] == 1
+    backoffs = [action.until_ns - bench.clock() for action in bench.notes.links if isinstance(action, Backoff)]
+    assert backoffs[-1] == pytest.approx(pause_ns, abs=S)
+    said = "not authorised: the cloud does not allow this node's key; trying again slowly" in caplog.text
+    assert said is is_lasting
 
 
 def test_goodbye_of_the_cloud_is_followed_by_a_new_session(bench: Bench) -> None:

@@ -9,12 +9,14 @@ from collections.abc import Iterator
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from pydantic import SecretStr
 
 from nodes.exporter import Exporter
 from nodes.metrics_server import NS_PER_S, Health, MetricsServer, start_metrics_server
 from pipeline.errors import ConfigError, LedgerError
 from pipeline.metrics import METRICS, OTHER, metrics_of
 
+TOKEN = "0123456789abcdef-token"
 NODE_KNOWN = {"camera": ["door", "yard"], "depth": [0, 4], "level": [0, 1], "endpoint": [0]}
 CLOUD_KNOWN = {"depth": [0, 4], "level": [0, 1], "bundle": ["ab12"], "worker": [0, 1], "sink": []}
 
@@ -162,10 +164,10 @@ def server(node: Exporter, health: Health) -> Iterator[MetricsServer]:
 
 
 def fetch(
-    server: MetricsServer, path: str, method: str = "GET", host: str | None = None
+    server: MetricsServer, path: str, method: str = "GET", host: str | None = None, **headers: str
 ) -> tuple[int, str, dict[str, str]]:
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
-    connection.request(method, path, headers={} if host is None else {"Host": host})
+    connection.request(method, path, headers=headers if host is None else {"Host": host, **headers})
     response = connection.getresponse()
     body = response.read().decode()
     connection.close()
@@ -222,6 +224,35 @@ def test_request_by_another_name_is_refused(server: MetricsServer, host: str) ->
 @pytest.mark.parametrize("host", ["localhost", "localhost:9570", "[::1]", "[::1]:9570", "127.0.0.1"])
 def test_request_by_a_name_of_this_machine_is_answered(server: MetricsServer, host: str) -> None:
     assert fetch(server, "/healthz", host=host)[0] == 200
+
+
+@pytest.fixture
+def guarded(node: Exporter, health: Health) -> Iterator[MetricsServer]:
+    server = start_metrics_server(node, health, "127.0.0.1", 0, may_move=False, token=SecretStr(TOKEN))
+    yield server
+    server.close()
+
+
+@pytest.mark.parametrize(
+    "given", [None, "", "Bearer", f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", f"Basic {TOKEN}", TOKEN, "Bearer \xe9"]
+)
+@pytest.mark.parametrize("path", ["/metrics", "/healthz", "/readyz", "/"])
+def test_nothing_is_said_without_the_token(guarded: MetricsServer, path: str, given: str | None) -> None:
+    headers = {} if given is None else {"Authorization": given}
+    status, body, answer = fetch(guarded, path, **headers)
+    assert status == 401
+    assert "rac_" not in body
+    assert answer["WWW-Authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:9570", "10.0.0.7:9570", "[fe80::1]:9570", f"{socket.gethostname()}:9570"])
+def test_token_opens_the_page_by_any_address_of_this_machine(guarded: MetricsServer, host: str) -> None:
+    for scheme in ("Bearer", "bearer"):
+        assert fetch(guarded, "/metrics", host=host, Authorization=f"{scheme} {TOKEN}")[0] == 200
+
+
+def test_page_with_a_token_is_not_answered_by_a_foreign_name(guarded: MetricsServer) -> None:
+    assert fetch(guarded, "/metrics", host="evil.example", Authorization=f"Bearer {TOKEN}")[0] == 403
 
 
 def test_default_port_that_is_taken_is_passed_over(node: Exporter, health: Health) -> None:

@@ -184,8 +184,12 @@ def reader(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
     made.kill()
 
 
-def next_event(reader: Any, kind: type[CaptureEvent]) -> Any:
-    """The next event of a kind; a fake is told to make it."""
+def next_event(reader: Any, kind: type[CaptureEvent], waiting: list[CaptureEvent]) -> Any:
+    """The next event of a kind; a fake is told to make it.
+
+    Args:
+        waiting: what came together with an event that was asked for.
+    """
     if isinstance(reader, FakeReader):
         if kind is FrameArrived:
             reader.give(time.monotonic_ns())
@@ -193,23 +197,25 @@ def next_event(reader: Any, kind: type[CaptureEvent]) -> Any:
             reader.finish()
         return reader.receive(0)[-1]
     while True:
-        assert select.select([reader.fileno()], [], [], PATIENCE_MS / 1000)[0]
-        for event in reader.receive(time.monotonic_ns()):
-            if isinstance(event, kind):
+        while waiting:
+            if isinstance(event := waiting.pop(0), kind):
                 return event
+        assert select.select([reader.fileno()], [], [], PATIENCE_MS / 1000)[0]
+        waiting += reader.receive(time.monotonic_ns())
 
 
 def test_reader_gives_one_frame_for_a_request_and_ends(reader: Any) -> None:
     reader.start(time.monotonic_ns())
     assert not reader.has_ended
+    waiting: list[CaptureEvent] = []
     for sequence in range(2):
         reader.request()
         reader.request()
-        event = next_event(reader, FrameArrived)
+        event = next_event(reader, FrameArrived, waiting)
         assert (event.frame.camera, event.frame.sequence, event.captured_total) == ("photos", sequence, sequence + 1)
         assert event.frame.view.shape == VIEW.shape
     reader.request()
-    assert next_event(reader, Finished).captured_total == 2
+    assert next_event(reader, Finished, waiting).captured_total == 2
     assert reader.has_ended
     reader.kill()
     reader.kill()

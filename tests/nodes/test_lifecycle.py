@@ -124,6 +124,37 @@ def test_signal_to_this_process_is_seen_and_handlers_are_restored() -> None:
     assert signal.set_wakeup_fd(-1) == -1
 
 
+def test_hangup_is_counted_and_does_not_keep_the_loop_awake() -> None:
+    """Left in the descriptor, what the signal wrote would turn every poll of the loop into a busy one."""
+    with StopRequest(takes_reloads=True) as stop:
+        for count in (1, 2):
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.reloads == count
+            assert not stop()
+            assert select.select([stop.fileno()], [], [], 0)[0] == []
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop()
+        assert select.select([stop.fileno()], [], [], 0)[0] == [stop.fileno()]
+
+
+def test_stop_that_comes_with_a_hangup_is_not_lost() -> None:
+    """Both are delivered before Python handles either, the stop's wake-up is read away and has to be written anew."""
+    with StopRequest(takes_reloads=True) as stop:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGTERM})
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP, signal.SIGTERM})
+        assert (stop(), stop.reloads) == (True, 1)
+        assert select.select([stop.fileno()], [], [], 0)[0] == [stop.fileno()]
+
+
+def test_hangup_ends_a_program_that_has_nothing_to_reload() -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    with StopRequest():
+        assert signal.getsignal(signal.SIGHUP) == before
+
+
 def test_exit_codes_tell_what_the_user_wrote_from_what_happened() -> None:
     assert exit_code_of(ConfigError("file", "key", "wrong")) == EXIT_USAGE
     assert exit_code_of(SourceError("no such kind")) == EXIT_USAGE

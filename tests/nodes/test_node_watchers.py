@@ -16,8 +16,8 @@ from rich.console import Console
 from nodes.calibration import DepthCost, NodeStart
 from nodes.capture_events import BadFrames, Down, Finished, Up
 from nodes.capture_link import DownReason
-from nodes.edge import EncodedFrame
 from nodes.exporter import Exporter
+from nodes.frame_encoder import EncodedFrame
 from nodes.lanes import Lane
 from nodes.metrics_server import Health
 from nodes.node_console import NodeConsole
@@ -58,7 +58,9 @@ class FakeNode:
     def __init__(self) -> None:
         self.ledger = Ledger(["door", "yard"])
         self.lanes = [DOOR]
-        self.session = SimpleNamespace(credit=5, is_up=True)
+        self.session = SimpleNamespace(credit=5, is_up=True, needs_bundle=False)
+        self.bundle = SimpleNamespace(short_id="abcdef", manifest=SimpleNamespace(classifier="lite0"))
+        self.spool = None
         self.uplink = SimpleNamespace(sent_bytes=1000, received_bytes=200)
         self.controller = DepthController({0: MS, 4: 4 * MS}, 8 * MS)
         self.link_index = 1

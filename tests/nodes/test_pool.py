@@ -29,7 +29,7 @@ from nodes.pool import (
 from nodes.worker import BatchJob
 from nodes.worker_link import FrontLink, WorkerLink, worker_links
 from pipeline.decoding import CodedFrame
-from tests.trivial_worker import ANSWER, CRASH, HANG, PID, STILLBORN, make_job, trivial_worker
+from tests.trivial_worker import ANSWER, CRASH, GROW, GROWN_BYTES, HANG, PID, STILLBORN, make_job, trivial_worker
 
 PATIENCE_S = 20.0
 BATCH_TIMEOUT_NS = 5 * SECOND_NS
@@ -38,8 +38,8 @@ BATCH_TIMEOUT_NS = 5 * SECOND_NS
 class Owner:
     """Polls a pool as the front does; time is the test's, but for how long it waits for the machine."""
 
-    def __init__(self, num_workers: int = 1, spec: str = "") -> None:
-        self.pool = WorkerPool(spec, num_workers, BATCH_TIMEOUT_NS, trivial_worker)
+    def __init__(self, num_workers: int = 1, spec: str = "", memory_limit_bytes: int = 0) -> None:
+        self.pool = WorkerPool(spec, num_workers, BATCH_TIMEOUT_NS, trivial_worker, memory_limit_bytes)
         self.now_ns = 0
         self.events: list[PoolEvent] = self.pool.start(self.now_ns)
 
@@ -122,6 +122,51 @@ def test_crash_is_reported_with_the_job_and_the_worker_comes_back_after_a_while(
     owner.wait_ready()
     owner.pool.submit(make_job(), owner.now_ns)
     owner.wait(lambda: len(owner.answers()) == 1)
+
+
+def test_worker_that_grew_is_started_anew_after_its_answer() -> None:
+    owner = Owner(memory_limit_bytes=GROWN_BYTES - 1)
+    try:
+        owner.wait_ready()
+        owner.pool.submit(make_job(), owner.now_ns)
+        owner.wait(lambda: len(owner.answers()) == 1)
+        assert owner.lost() == []
+        owner.pool.submit(make_job(GROW), owner.now_ns)
+        owner.wait(lambda: len(owner.lost()) == 1)
+        assert len(owner.answers()) == 2, "nothing is lost with it"
+        assert owner.lost() == [WorkerLost(0, LossReason.MEMORY, -signal.SIGKILL, None)]
+        owner.now_ns += FIRST_BACK_OFF_NS
+        owner.poll()
+        owner.wait_ready()
+        assert len(owner.lost()) == 1, "its memory is not the next one's"
+    finally:
+        owner.pool.kill()
+
+
+def test_workers_that_grew_together_go_one_after_the_other() -> None:
+    owner = Owner(num_workers=2, memory_limit_bytes=GROWN_BYTES - 1)
+    try:
+        owner.wait_ready(2)
+        for _ in range(2):
+            owner.pool.submit(make_job(GROW), owner.now_ns)
+        owner.wait(lambda: len(owner.answers()) == 2)
+        owner.wait(lambda: len(owner.lost()) == 1)
+        owner.now_ns += FIRST_BACK_OFF_NS
+        owner.poll()
+        assert len(owner.lost()) == 1
+        assert owner.pool.count(SlotState.READY) == owner.pool.count(SlotState.STARTING) == 1
+        owner.wait(lambda: len(owner.lost()) == 2)
+    finally:
+        owner.pool.kill()
+
+
+@pytest.mark.parametrize(("number", "is_killed"), [(signal.SIGKILL, True), (signal.SIGSEGV, False)])
+def test_kill_from_outside_is_told_apart_from_a_crash(owner: Owner, number: signal.Signals, is_killed: bool) -> None:
+    owner.wait_ready()
+    os.kill(owner.pid(), number)
+    owner.wait(lambda: len(owner.lost()) == 1)
+    assert owner.lost()[0].is_killed is is_killed
+    assert not WorkerLost(0, LossReason.HANG, -signal.SIGKILL, None).is_killed
 
 
 def test_kill_of_an_idle_worker_is_noticed(owner: Owner) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nodes.worker import BatchJob, _answer
+from nodes.worker import BatchJob, Panic, _answer, resident_bytes
 from pipeline.decoding import BatchTimings, CodedFrame
 from pipeline.errors import CorruptBitstreamError
 from tests.fakes import make_classes
@@ -27,8 +27,8 @@ class Decoder:
         return self.outcome, TIMINGS
 
 
-class Panic(BaseException):
-    """As pyo3's PanicException."""
+class PanicException(BaseException):
+    """As pyo3's."""
 
 
 def test_errors_of_frames_travel_as_text() -> None:
@@ -36,9 +36,27 @@ def test_errors_of_frames_travel_as_text() -> None:
     assert (answer.number, answer.answers, answer.timings) == (7, (make_classes(), "checksum differs"), TIMINGS)
 
 
-def test_native_panic_is_the_batches_not_the_workers() -> None:
-    answer = _answer(Decoder(Panic("index out of bounds")), JOB)  # type: ignore[arg-type]
-    assert answer.answers == ("native panic: index out of bounds",) * 2
+class PanickingDecoder:
+    """Panics at one frame, and so at every batch with it."""
+
+    def decode(self, frames: Any) -> Any:
+        if CodedFrame(b"b") in frames:
+            raise PanicException("index out of bounds")
+        return [make_classes()] * len(frames), TIMINGS
+
+
+def test_native_panic_costs_its_own_frame_and_not_the_worker() -> None:
+    job = BatchJob(7, bytes(32), (CodedFrame(b"a"), CodedFrame(b"b"), CodedFrame(b"c")))
+    answer = _answer(PanickingDecoder(), job)  # type: ignore[arg-type]
+    assert answer.answers == (make_classes(), Panic("native panic: index out of bounds"), make_classes())
+    assert answer.timings == BatchTimings(2, 4, 6)
+
+
+def test_worker_says_how_much_memory_it_has() -> None:
+    before = resident_bytes()
+    ballast = bytearray(b"x") * 50_000_000
+    assert _answer(Decoder([make_classes()]), JOB).resident_bytes > before + 40_000_000  # type: ignore[arg-type]
+    del ballast
 
 
 @pytest.mark.parametrize("error", [RuntimeError("out of memory"), SystemExit(1), KeyboardInterrupt()])

@@ -23,6 +23,7 @@ from pipeline.errors import LocalSessionError, WireError, WireFormatError, WireL
 from pipeline.ledger import Outcome
 from pipeline.result_memory import FrameIdentity, ResultMemory
 from pipeline.wire import (
+    WIRE_MINOR,
     BundleRequest,
     Bye,
     CameraEntry,
@@ -110,7 +111,7 @@ def test_hello_opens_with_the_nodes_favourite_bundle_and_a_window_of_credit() ->
     opened, welcome = cloud.receive(b"r1", first, 0)
     assert opened == SessionOpened(b"r1", "dock", ("gate", "belt"))
     assert isinstance(welcome, SendTo)
-    assert welcome.message == Welcome(0, bytes(8), NEW, 4, 262_144, 500, 1500, ("reference",))
+    assert welcome.message == Welcome(WIRE_MINOR, bytes(8), NEW, 4, 262_144, 500, 1500, ("reference",))
 
 
 def test_repeated_hello_gets_the_same_welcome_and_no_second_grant() -> None:
@@ -474,3 +475,42 @@ def test_memory_forgets_the_camera_that_was_silent_the_longest() -> None:
     assert len(memory) == 4
     assert memory.get(FrameIdentity("dock", b"b", "b", 1)) is None
     assert memory.get(FrameIdentity("dock", b"b", "a", 100)) == result(0)
+
+
+def test_node_with_too_many_cameras_is_refused() -> None:
+    cloud = new_cloud(max_cameras=1)
+    (reject,) = sent(cloud.receive(b"r1", hello(), 0))
+    assert reject == Reject(RejectCode.LIMITS, "2 cameras, and a node may have 1 here")
+    assert cloud.num_sessions == 0
+    assert cloud.statistics().handshakes["limits"] == 1
+
+
+def test_sessions_of_one_node_leave_room_for_the_others() -> None:
+    """Starts of one node after another, each before the one before it was found dead."""
+    cloud = new_cloud(max_node_sessions=2, max_sessions=3)
+    for number in range(2):
+        open_session(cloud, b"r%d" % number, boot=b"boo%d" % number)
+    (reject,) = sent(cloud.receive(b"r2", hello(boot=b"boo2"), 0))
+    assert reject == Reject(RejectCode.LIMITS, "2 sessions of this node are open")
+    open_session(cloud, b"r3", node="yard")
+    # The same start by another connection takes the place of its own old session.
+    open_session(cloud, b"r4", boot=b"boo1")
+    assert cloud.num_sessions == 3
+
+
+def test_node_that_is_turned_away_is_told_and_loses_its_session() -> None:
+    cloud = new_cloud()
+    open_session(cloud)
+    arrived = arrive(cloud, frame(0))
+    actions = cloud.turn_away(b"r1", RejectCode.LIMITS, "more than 5 frames a second")
+    assert sent(actions) == [Reject(RejectCode.LIMITS, "more than 5 frames a second")]
+    assert closed(actions) == [(b"r1", CloseReason.LIMITS)]
+    assert cloud.answer(arrived.ticket, OK, 0) is None
+    # Without a session it is a handshake that failed.
+    assert closed(cloud.turn_away(b"r1", RejectCode.LIMITS, "again")) == []
+    assert cloud.statistics().handshakes["limits"] == 1
+    assert cloud.statistics().closed["limits"] == 1
+
+
+def test_welcome_says_how_large_a_message_may_be() -> None:
+    assert open_session(new_cloud(max_message_bytes=170_000)).max_message_bytes == 170_000

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import CameraConfig, CloudConfig, NodeConfig, check_endpoint, config_keys, is_loopback
+from pipeline.config import CameraConfig, CloudConfig, NodeConfig, config_keys
+from pipeline.config_base import check_endpoint, is_loopback, leaves_machine
 from pipeline.config_files import describe, is_given, load_config, read_yaml
 from pipeline.config_sample import environment_name, render_sample
 from pipeline.errors import ConfigError
@@ -167,16 +168,75 @@ def test_camera_short_and_long_forms(tmp_path: Path) -> None:
     assert config.cameras[2].roi == (0.1, 0.0, 0.9, 1.0)
 
 
+KEYED = "security: {key: cloud.key, allowed: nodes}"
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "example.org", "[::]", "*"])
-def test_bind_off_loopback_is_refused(tmp_path: Path, host: str) -> None:
-    """Nothing authenticates nodes yet, so nobody else may reach the cloud."""
-    error = problem(tmp_path, f'link: {{bind: "tcp://{host}:5570"}}', model=CloudConfig)
+def test_bind_off_loopback_wants_keys_or_a_word(tmp_path: Path, host: str) -> None:
+    bind = f'link: {{bind: "tcp://{host}:5570"}}\n'
+    error = problem(tmp_path, bind, model=CloudConfig)
     assert error.key == "link.bind"
-    assert "use tcp://127.0.0.1:5570" in error.problem
+    assert error.source == str(tmp_path / "bad.yaml")
+    assert "rac keys" in error.problem
+    assert load_cloud(tmp_path, bind + KEYED).link.bind == f"tcp://{host}:5570"
+    assert load_cloud(tmp_path, bind, {"RAC_SECURITY__INSECURE": "true"}).security.insecure
 
 
-def test_metrics_off_loopback_are_refused(tmp_path: Path) -> None:
-    assert problem(tmp_path, "metrics: {host: 0.0.0.0}").key == "metrics.host"
+@pytest.mark.parametrize("endpoint", ["tcp://192.168.1.5:5570", "tcp://cloud.example.org:5570", "tcp://[fe80::1]:1"])
+def test_endpoint_off_loopback_wants_keys_or_a_word(tmp_path: Path, endpoint: str) -> None:
+    """Also where it is only the second choice."""
+    text = f'cloud: {{endpoints: [tcp://127.0.0.1:5570, "{endpoint}"]}}\n'
+    error = problem(tmp_path, text)
+    assert error.key == "cloud.endpoints"
+    assert endpoint in error.problem
+    load_node(tmp_path, text + "security: {key: door.key, cloud_keys: [cloud.pub]}")
+    load_node(tmp_path, text + "security: {insecure: true}")
+
+
+@pytest.mark.parametrize(
+    ("model", "text", "key"),
+    [
+        (CloudConfig, "security: {key: cloud.key}", "security.allowed"),
+        (CloudConfig, "security: {allowed: nodes}", "security.allowed"),
+        (CloudConfig, "security: {key: cloud.key, allowed: nodes, insecure: true}", "security.insecure"),
+        (NodeConfig, "security: {key: door.key}", "security.cloud_keys"),
+        (NodeConfig, "security: {cloud_keys: [cloud.pub]}", "security.cloud_keys"),
+        (NodeConfig, "security: {key: door.key, cloud_keys: [a, b]}", "security.cloud_keys"),
+        (NodeConfig, "security: {key: door.key, cloud_keys: [a], insecure: true}", "security.insecure"),
+    ],
+)
+def test_half_a_security_is_an_error(tmp_path: Path, model: Any, text: str, key: str) -> None:
+    """Somebody who wrote down a key believes in it; it must not be passed over."""
+    assert problem(tmp_path, text, model=model).key == key
+
+
+def test_half_a_security_is_an_error_wherever_the_other_half_stands(tmp_path: Path) -> None:
+    error = problem(tmp_path, "security: {allowed: nodes}", {"RAC_SECURITY__KEY": ""}, model=CloudConfig)
+    assert error.source == str(tmp_path / "bad.yaml")
+    assert load_cloud(tmp_path, "security: {allowed: nodes}", {"RAC_SECURITY__KEY": "cloud.key"}).security.key
+
+
+@pytest.mark.parametrize("model", [NodeConfig, CloudConfig])
+def test_metrics_off_loopback_want_a_token(tmp_path: Path, model: Any) -> None:
+    assert problem(tmp_path, "metrics: {host: 0.0.0.0}", model=model).key == "metrics.host"
+    environment = {"RAC_METRICS__TOKEN": "0123456789abcdef"}
+    path = tmp_path / "right.yaml"
+    path.write_text("metrics: {host: 0.0.0.0}")
+    assert load_config(model, path, environment, {}).metrics.host == "0.0.0.0"
+
+
+@pytest.mark.parametrize("token", ["hunter2-hunter", "with space in it!", "hunter2-h\u00fcnter2!!"])
+def test_token_is_never_shown(tmp_path: Path, token: str) -> None:
+    assert "hunter2" not in str(problem(tmp_path, f'metrics: {{token: "{token}"}}'))
+    config = load_node(tmp_path, "metrics: {token: hunter2-hunter2-hunter2}")
+    assert "hunter2" not in f"{describe(config)} {config!r}"
+
+
+def test_password_in_a_wrong_value_is_not_shown(tmp_path: Path) -> None:
+    """Not even its first half, where the message cuts a long value off."""
+    url = "rtsp://admin:hunter2hunter2hunter2hunter2hunter2hunter2hunter2@camera.local/stream"
+    for text in (f'cameras: [["{url}"]]', f'cameras: "{url}"', f'codec: {{depth: "{url}"}}'):
+        assert "hunter2" not in str(problem(tmp_path, text))
 
 
 @pytest.mark.parametrize(
@@ -185,6 +245,12 @@ def test_metrics_off_loopback_are_refused(tmp_path: Path) -> None:
 )
 def test_endpoint_on_this_machine_is_accepted(endpoint: str) -> None:
     check_endpoint(endpoint)
+    assert not leaves_machine(endpoint)
+
+
+@pytest.mark.parametrize("endpoint", ["tcp://10.0.0.1:1", "tcp://*:1", "tcp://localhost.example.org:1", "udp://x"])
+def test_endpoint_beyond_this_machine_is_known(endpoint: str) -> None:
+    assert leaves_machine(endpoint)
 
 
 @pytest.mark.parametrize(

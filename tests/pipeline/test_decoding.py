@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tracemalloc
 import zlib
 from itertools import count
@@ -147,6 +148,22 @@ def test_corrupt_frame_harms_no_other_of_its_batch(
     answers, _ = decoder.decode([*frames[:position], bad, *frames[position + 1 :]])
     assert isinstance(answers[position], BitstreamError)
     assert [*answers[:position], *answers[position + 1 :]] == [*sound[:position], *sound[position + 1 :]]
+
+
+def test_bad_frames_leave_nothing_behind_for_the_garbage_collector(
+    decoder: BatchDecoder, tiny_bundle: Bundle, frames: list[CodedFrame]
+) -> None:
+    """An error that holds its traceback holds the batch's arrays, and a stream of them lets a worker grow."""
+    damaged = resealed(frames[0], tiny_bundle, words=frames[0].bitstream[16:-4] + b"\x01\x02\x03\x04")
+    gc.collect()
+    gc.disable()
+    try:
+        answers, _ = decoder.decode([frames[0], damaged, CodedFrame(b"no bitstream")])
+        assert [isinstance(answer, BitstreamError) for answer in answers] == [False, True, True]
+        del answers
+        assert not [each for each in gc.get_objects() if issubclass(type(each), BitstreamError)]
+    finally:
+        gc.enable()
 
 
 def test_batch_of_nothing_but_bad_frames_is_answered(decoder: BatchDecoder, engine: FakeEngine) -> None:

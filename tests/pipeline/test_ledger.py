@@ -125,7 +125,8 @@ def test_frame_is_sent_once() -> None:
 
 def test_each_side_gives_its_own_reasons_only() -> None:
     assert set(Outcome) == NODE_DROPS | CLOUD_OUTCOMES
-    assert {Outcome.SHUTDOWN} == NODE_DROPS & CLOUD_OUTCOMES
+    # At the drain deadline; and bytes that are damaged, in the node's spool or on their way.
+    assert {Outcome.SHUTDOWN, Outcome.CORRUPT} == NODE_DROPS & CLOUD_OUTCOMES
     assert {Outcome.UNROUTABLE} == CLOUD_OUTCOMES - RESULT_OUTCOMES
     ledger, cloud = sent_ledger(0), CloudLedger()
     cloud.receive(0)
@@ -344,6 +345,35 @@ def test_window_keeps_the_newest() -> None:
     assert window.samples() == [9]
 
 
+def test_frame_in_the_spool_outlives_session_and_run() -> None:
+    ledger = sent_ledger(0, 1)
+    ledger.keep("gate", 0)
+    assert ledger.is_kept_and_sent("gate", 0)
+    assert [closed.sequence for closed in ledger.lose_link(20 * MS)] == [1]
+    assert not ledger.is_kept_and_sent("gate", 0)
+    send(ledger, 0)
+    ledger.unsend("gate", 0)
+    for call in (lambda: ledger.unsend("gate", 0), lambda: ledger.unsend("gate", 1)):
+        with pytest.raises(LedgerError):
+            call()
+    assert ledger.close_all(Outcome.SHUTDOWN, 30 * MS) == []
+    total = totals(ledger)
+    assert (total.sent, total.in_flight, total.unanswered, total.dropped) == (3, 1, 0, {"lost_in_link": 1})
+
+
+def test_recovered_frame_is_not_captured_again_and_has_no_latency() -> None:
+    ledger = Ledger()
+    ledger.recover("gate", 4, label=7)
+    send(ledger, 4)
+    closed = ledger.answer("gate", 4, Outcome.OK, 50 * MS, classes=[7])
+    assert closed is not None
+    assert closed.latency_ns is None
+    ledger.capture("gate", 9, 60 * MS)
+    total = totals(ledger)
+    assert (total.captured, total.recovered, total.results, total.in_flight, total.correct_top1) == (1, 1, 1, 1, 1)
+    assert ledger.snapshot().latency_p50_ns is None
+
+
 class LedgerMachine(RuleBasedStateMachine):
     """Any order of calls against a model that remembers every frame for ever."""
 
@@ -357,6 +387,9 @@ class LedgerMachine(RuleBasedStateMachine):
         self.captured = 0
         self.stray = 0
         self.sent: set[tuple[str, int]] = set()
+        self.kept: set[tuple[str, int]] = set()
+        self.recovered = 0
+        self.resent = 0
 
     cameras = st.sampled_from(["a", "b"])
     drops = st.sampled_from(sorted(NODE_DROPS))
@@ -368,6 +401,22 @@ class LedgerMachine(RuleBasedStateMachine):
         self.next_sequence[camera] = sequence + 1
         self.open[camera, sequence] = None
         self.captured += 1
+
+    @rule(camera=cameras)
+    def recover(self, camera: str) -> None:
+        key = (camera, self.next_sequence[camera])
+        self.ledger.recover(*key)
+        self.next_sequence[camera] += 1
+        self.open[key] = None
+        self.kept.add(key)
+        self.recovered += 1
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data())
+    def keep(self, data: st.DataObject) -> None:
+        key = data.draw(st.sampled_from(list(self.open)))
+        self.ledger.keep(*key)
+        self.kept.add(key)
 
     @rule(camera=cameras, frames=st.integers(0, 5), outcome=drops)
     def skip(self, camera: str, frames: int, outcome: Outcome) -> None:
@@ -422,13 +471,18 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule()
     def lose_link(self) -> None:
         waiting = {key for key, sent_ns in self.open.items() if sent_ns is not None}
-        assert len(self.ledger.lose_link(self.now_ns)) == len(waiting)
-        self.forget(waiting, Outcome.LOST_IN_LINK)
+        lost = waiting - self.kept
+        assert len(self.ledger.lose_link(self.now_ns)) == len(lost)
+        self.forget(lost, Outcome.LOST_IN_LINK)
+        for key in waiting & self.kept:
+            self.open[key] = None
+            self.sent.discard(key)
+            self.resent += 1
 
     @rule()
     def close_all(self) -> None:
         self.ledger.close_all(Outcome.SHUTDOWN, self.now_ns)
-        self.forget(set(self.open), Outcome.SHUTDOWN)
+        self.forget(set(self.open) - self.kept, Outcome.SHUTDOWN)
 
     def forget(self, keys: set[tuple[str, int]], outcome: Outcome) -> None:
         self.ended[outcome] += len(keys)
@@ -438,11 +492,12 @@ class LedgerMachine(RuleBasedStateMachine):
     @invariant()
     def balance_holds(self) -> None:
         total = totals(self.ledger)
-        assert total.captured == total.results + sum(total.dropped.values()) + total.in_flight == self.captured
+        ended = total.results + sum(total.dropped.values())
+        assert total.captured + total.recovered == ended + total.in_flight == self.captured + self.recovered
         assert total.results == self.ended[Outcome.OK]
         assert total.dropped == {word: count for word, count in self.ended.items() if count and word != Outcome.OK}
         assert total.in_flight == len(self.open)
-        assert total.sent == len(self.sent)
+        assert total.sent == len(self.sent) + self.resent
         assert total.late + total.repeated + total.unknown == self.stray
         assert self.ledger.unanswered == sum(sent_ns is not None for sent_ns in self.open.values())
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from pipeline.errors import LocalSessionError, WireFormatError
+from pipeline.failover import MAX_REDIRECTS
 from pipeline.heartbeat import BUSY_INTERVALS, MAX_OPEN_PINGS, ROUND_TRIP_SAMPLES, Heartbeat
 from pipeline.ledger import Outcome
 from pipeline.session import (
@@ -14,7 +15,6 @@ from pipeline.session import (
     BACKOFF_LAST_NS,
     HELLO_RETRY_NS,
     HELLO_TIMEOUT_NS,
-    MAX_REDIRECTS,
     STABLE_SESSION_NS,
     Action,
     Backoff,
@@ -350,6 +350,18 @@ def test_redirect_opens_the_named_endpoint_next(is_up: bool) -> None:
     # Where it was sent to fails: back to the list, from its start.
     actions = session.link_failed(LossReason.CLOSED, "refused", now_ns)
     assert session.tick(now_ns + backoff_ns(actions, now_ns))[0] == OpenLink(FIRST, 0)
+
+
+def test_redirect_to_where_the_node_may_not_go_ends_the_session() -> None:
+    """Without keys nobody may send its frames to another machine."""
+    settings = NodeSettings(HELLO, (FIRST,), may_open=lambda endpoint: endpoint == FIRST)
+    session = NodeSession(settings, lambda: 0.0)
+    session.start(0)
+    lost = only(session.receive(Redirect("tcp://other:5570"), 0), Lost)
+    assert isinstance(lost, Lost)
+    assert lost.reason is LossReason.PROTOCOL
+    assert "tcp://other:5570" in lost.text
+    assert session.tick(0)[0] == OpenLink(FIRST, 0)
 
 
 def test_redirects_in_circles_end() -> None:
