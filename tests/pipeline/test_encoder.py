@@ -34,13 +34,16 @@ def symbols(encoder: Encoder, views: NDArray[np.uint8]) -> dict[tuple[int, int],
     }
 
 
-def test_symbols_are_the_scaled_latent_rounded(encoder: Encoder, views: NDArray[np.uint8]) -> None:
+def test_symbols_are_the_scaled_latent_rounded_with_the_levels_dead_zone(
+    encoder: Encoder, views: NDArray[np.uint8]
+) -> None:
     bundle = encoder.bundle
     for depth, level16 in ((0, bundle.manifest.levels16[1]), (max(bundle.manifest.depths), bundle.default_level16)):
         session = onnxruntime.InferenceSession(bundle.encoder_graph(depth), providers=["CPUExecutionProvider"])
         inputs = {"view": views[:1], "gain": bundle.gains[level16]}
         scaled = session.run(["scaled"], inputs)[0][0]
-        expected = np.rint(scaled).astype(np.int32)
+        magnitude = np.floor(np.abs(scaled) + np.float32(0.5 - bundle.dead_zones[level16]))
+        expected = (np.sign(scaled) * magnitude).astype(np.int32)
         expected[bundle.tables[depth, level16].left_out] = 0
         found = encoder.symbols(views[0], OperatingPoint(depth, level16))
         assert found.dtype == np.int32
