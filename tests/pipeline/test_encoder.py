@@ -34,9 +34,7 @@ def symbols(encoder: Encoder, views: NDArray[np.uint8]) -> dict[tuple[int, int],
     }
 
 
-def test_symbols_are_the_scaled_latent_rounded_with_the_levels_dead_zone(
-    encoder: Encoder, views: NDArray[np.uint8]
-) -> None:
+def test_symbols_are_the_latent_rounded_with_the_levels_dead_zone(encoder: Encoder, views: NDArray[np.uint8]) -> None:
     bundle = encoder.bundle
     for depth, level16 in ((0, bundle.manifest.levels16[1]), (max(bundle.manifest.depths), bundle.default_level16)):
         session = onnxruntime.InferenceSession(bundle.encoder_graph(depth), providers=["CPUExecutionProvider"])
