@@ -188,7 +188,8 @@ def test_panic_costs_its_frame_and_no_worker(
     bad = stranger.send("panic", shade=4)
     result = stranger.result()
     assert (result.outcome, result.text) == ("poison", "native panic: index out of bounds")
-    assert bad in {file.read_bytes() for file in quarantine.iterdir()}
+    # The answer goes out first.
+    wait_until(lambda: bad in {file.read_bytes() for file in quarantine.iterdir()}, PATIENCE_S, "kept")
     assert {reason: restarts(cloud.metrics(), reason) for reason in before} == before
 
 
