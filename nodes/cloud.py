@@ -268,7 +268,7 @@ class CloudFront:
 
     def _finish_batch(self, done: BatchDone) -> None:
         attempt = self._attempts.finish(done.answer.number)
-        self._watcher.batch_done(done, len(attempt.items))
+        begun_ns = self._clock()
         timings = done.answer.timings
         for frame, answer in zip(attempt.items, done.answer.answers, strict=True):
             plain = Answer(
@@ -284,6 +284,7 @@ class CloudFront:
                 self._answer_poison(frame, replace(plain, outcome=Outcome.POISON, text=answer.text))
             else:
                 self._answer(frame, replace(plain, text=answer))
+        self._watcher.batch_done(replace(done, reply_ns=self._clock() - begun_ns), len(attempt.items))
 
     def _with_classes(self, plain: Answer, classes: Classes) -> Answer:
         top = tuple(

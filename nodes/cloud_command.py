@@ -7,7 +7,6 @@ import logging
 import os
 import secrets
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -98,8 +97,7 @@ def _serve(
 
     metrics = CloudMetrics(exporter, health, version(), sinks, every_second=every_second)
     for bundle in bundles:
-        exporter.inform("rac_cloud_bundle_info", bundle.short_id, bundle.manifest.classifier)
-        exporter.set("rac_cloud_bundle_loaded_timestamp_seconds", time.time(), bundle.short_id)
+        metrics.show_bundle(bundle)
     options.log.set_counter(lambda level: exporter.add("rac_cloud_log_messages_total", level))
     # Where standard output carries results, what people read goes to standard error.
     people = sys.stderr if "-" in config.results else sys.stdout

@@ -11,13 +11,19 @@ from nodes.exporter import Exporter
 from nodes.metrics_server import Health
 from nodes.pool import BatchDone, SlotState, WorkerLost, WorkerReady
 from nodes.results import ResultSink
+from nodes.version import revision
 from pipeline.batching import Batch
-from pipeline.cloud_actions import FrameArrived, SessionClosed, SessionOpened
+from pipeline.bundle import Bundle
+from pipeline.cloud_actions import CloseReason, FrameArrived, SessionClosed, SessionOpened
+from pipeline.decoding import Classes
 from pipeline.frames import VIEW_SIDE_PX
 from pipeline.ledger import Outcome
 from pipeline.metrics import HANDSHAKE
 
 PUBLISH_EVERY_NS = 1_000_000_000
+LAST_FRAME = "rac_cloud_session_last_frame_timestamp_seconds"
+# A node that said goodbye or whose key was taken back is not missed; any other that stopped sending is.
+ENDS_THAT_ARE_MEANT = frozenset({CloseReason.BYE, CloseReason.REVOKED})
 
 
 class CloudMetrics:
@@ -45,14 +51,30 @@ class CloudMetrics:
         self._front: CloudFront | None = None
         self._published_ns = 0
         self._carried: dict[tuple[str, ...], float] = {}
-        exporter.inform("rac_cloud_build_info", version, platform.python_version())
+        exporter.inform("rac_cloud_build_info", version, revision(), platform.python_version())
 
     def attach(self, front: CloudFront) -> None:
         """Name the front whose state is published."""
         self._front = front
 
+    def show_bundle(self, bundle: Bundle) -> None:
+        """Publish what a served bundle says of itself, once it is loaded."""
+        exporter, short_id = self._exporter, bundle.short_id
+        exporter.inform("rac_cloud_bundle_info", short_id, bundle.manifest.classifier)
+        exporter.set("rac_cloud_bundle_loaded_timestamp_seconds", self._wall_clock(), short_id)
+        for point in bundle.manifest.measured.points if bundle.manifest.measured is not None else ():
+            level, part = divmod(point.level16, 16)
+            if part:
+                continue  # levels in between share a series with the nearest whole one
+            labels = (short_id, point.depth, level)
+            exporter.set("rac_cloud_bundle_measured_bits_per_pixel", point.bpp, *labels)
+            exporter.set("rac_cloud_bundle_measured_agreement", point.agreement, *labels)
+            if point.share_of_top1 is not None:
+                exporter.set("rac_cloud_bundle_measured_top1_share", point.share_of_top1, *labels)
+
     def received(self, frame: FrameArrived, depth: int | None) -> None:
         exporter = self._exporter
+        exporter.set(LAST_FRAME, self._wall_clock(), frame.node)
         exporter.add("rac_cloud_frames_received_total", depth)
         exporter.add("rac_cloud_bitstream_bytes_total", depth, amount=len(frame.frame.bitstream))
         exporter.add("rac_cloud_coded_pixels_total", depth, amount=VIEW_SIDE_PX**2)
@@ -65,9 +87,15 @@ class CloudMetrics:
 
     def batch_done(self, done: BatchDone, num_frames: int) -> None:
         exporter, timings = self._exporter, done.answer.timings
-        # Decoder and tail are one graph, so feature decoding is part of `classify`.
-        exporter.observe("rac_cloud_stage_duration_seconds", timings.entropy_decode_ns / 1e9, "entropy_decode")
-        exporter.observe("rac_cloud_stage_duration_seconds", timings.classify_ns / 1e9, "classify")
+        stages = {
+            "entropy_decode": timings.entropy_decode_ns,
+            "classify": timings.classify_ns,
+            "reply": done.reply_ns,
+        }
+        if any(isinstance(answer, Classes) and answer.reference_top1 is not None for answer in done.answer.answers):
+            stages["reference"] = timings.reference_ns
+        for stage, duration_ns in stages.items():
+            exporter.observe("rac_cloud_stage_duration_seconds", duration_ns / 1e9, stage)
         exporter.add("rac_cloud_worker_busy_seconds_total", done.slot, amount=done.busy_ns / 1e9)
         exporter.add("rac_cloud_worker_frames_total", done.slot, amount=num_frames)
         exporter.set("rac_cloud_worker_last_batch_timestamp_seconds", self._wall_clock(), done.slot)
@@ -103,7 +131,11 @@ class CloudMetrics:
         self._exporter.add("rac_cloud_worker_restarts_total", lost.reason.value)
 
     def session_changed(self, action: SessionOpened | SessionClosed) -> None:
-        """Sessions are published from the session machine's own totals."""
+        """Numbers of sessions are published from the session machine's own totals."""
+        if isinstance(action, SessionOpened):
+            self._exporter.set(LAST_FRAME, self._wall_clock(), action.node)
+        elif action.reason in ENDS_THAT_ARE_MEANT:
+            self._exporter.remove(LAST_FRAME, action.node)
 
     def idle(self, now_ns: int) -> None:
         """Say that the loop turns; once a second, publish."""

@@ -67,6 +67,8 @@ class EdgeWatcher(Protocol):
 
     def encoded(self, encoded: EncodedFrame) -> None: ...
 
+    def sent(self, camera: str, duration_ns: int) -> None: ...
+
     def closed(self, closed: ClosedFrame, result: Result | None) -> None: ...
 
     def camera_changed(self, lane: Lane, event: Up | Down | Finished | BadFrames) -> None: ...
@@ -379,6 +381,7 @@ class EdgeNode:
             wire_bytes=framed_bytes(pack(message)),
         )
         self._perform(self.session.send_frame(message, now_ns))
+        self._watcher.sent(camera, self._clock() - now_ns)
 
     def _take_link_failure(self) -> None:
         failure = self.uplink.take_failure()

@@ -111,6 +111,19 @@ class Exporter:
         if before is not None:
             self._gauges[name].remove(*before)
 
+    def remove(self, name: str, *labels: object) -> None:
+        """End the gauge's series of a node or camera and free its place under the cap; none: nothing happens."""
+        metric, values = self._metrics[name], tuple(map(str, labels))
+        if not metric.is_capped:
+            raise KeyError(name)
+        names = tuple(label.name for label in metric.labels)
+        with self._lock:
+            admitted = self._admitted.get(names, set())
+            if values not in admitted:
+                return
+            admitted.remove(values)
+        self._gauges[name].remove(*values)
+
     def publish(self, totals: Mapping[tuple[object, ...], float]) -> None:
         """Replace all the ledger's values by those of a snapshot.
 
@@ -154,8 +167,8 @@ class Exporter:
                 handle.labels(*labels)
 
     def _combinations(self, metric: Metric) -> Iterator[Series]:
-        """Every combination of the known label values; none where values come from outside."""
-        if metric.is_capped or metric.is_info:
+        """Every combination of the known label values; none where values come from outside or few are in use."""
+        if metric.is_capped or metric.is_info or metric.is_sparse:
             return iter(())
         return itertools.product(*(label.values or self._start_values(label.name) for label in metric.labels))
 

@@ -74,6 +74,9 @@ class NodeConsole:
         second.num_bytes += encoded.bitstream_bytes
         second.depth, second.level16 = encoded.point.depth, encoded.point.level16
 
+    def sent(self, camera: str, duration_ns: int) -> None:
+        """A frame is told of once it has ended."""
+
     def closed(self, closed: ClosedFrame, result: Result | None) -> None:
         if closed.outcome is not Outcome.OK or result is None:
             return

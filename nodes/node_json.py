@@ -58,6 +58,9 @@ class NodeJson:
         key = (encoded.frame.camera, encoded.frame.sequence)
         self._sizes[key] = (encoded.bitstream_bytes, encoded.elapsed_ns)
 
+    def sent(self, camera: str, duration_ns: int) -> None:
+        """A frame is told of once it has ended."""
+
     def closed(self, closed: ClosedFrame, result: Result | None) -> None:
         num_bytes, encode_ns = self._sizes.pop((closed.camera, closed.sequence), (None, None))
         common = {"camera": closed.camera, "sequence": closed.sequence}

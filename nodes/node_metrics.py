@@ -13,6 +13,7 @@ from nodes.frame_encoder import EncodedFrame
 from nodes.lanes import Lane
 from nodes.metrics_server import Health
 from nodes.spool import Spool
+from nodes.version import revision
 from pipeline.bundle import Bundle
 from pipeline.bundle_trial import BundleChange
 from pipeline.ledger import ClosedFrame, Outcome
@@ -52,7 +53,7 @@ class NodeMetrics:
         self._wire = (0, 0)
         self._corrupt = 0
         self._bundle_id = ""
-        exporter.inform("rac_node_build_info", version, platform.python_version())
+        exporter.inform("rac_node_build_info", version, revision(), platform.python_version())
 
     def attach(self, node: EdgeNode) -> None:
         """Name the node whose ledger is published."""
@@ -76,6 +77,9 @@ class NodeMetrics:
         exporter.set("rac_node_last_frame_timestamp_seconds", self._wall_clock(), camera)
         if encoded.is_over_budget:
             exporter.add("rac_node_budget_overruns_total", camera, depth)
+
+    def sent(self, camera: str, duration_ns: int) -> None:
+        self._exporter.observe("rac_node_stage_duration_seconds", duration_ns / 1e9, "send")
 
     def closed(self, closed: ClosedFrame, result: Result | None) -> None:
         if closed.outcome is not Outcome.OK:

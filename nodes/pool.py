@@ -52,11 +52,17 @@ class LossReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class BatchDone:
-    """A worker answered."""
+    """A worker answered.
+
+    Attributes:
+        busy_ns: from hand-out to answer.
+        reply_ns: how long it took to send the frames' answers on; 0 while that is to come.
+    """
 
     slot: int
     answer: BatchAnswer
     busy_ns: int
+    reply_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,6 +73,7 @@ class Metric:
         origin: who fills it.
         is_capped: whether node and camera names beyond `metrics.max_cameras` share `_other`.
         is_info: whether it is 1 with facts in labels; their values are free and few.
+        is_sparse: whether only those combinations of its labels exist that were given a value.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Metric:
     origin: Origin = Origin.COUNTED
     is_capped: bool = False
     is_info: bool = False
+    is_sparse: bool = False
 
     @property
     def side(self) -> Side:
@@ -134,7 +136,8 @@ CAMERA_DOWN: Final = Label("reason", ("open_failed", "read_timeout", "end_of_str
 BUNDLE_UPDATE: Final = Label("outcome", tuple(outcome.value for outcome in UpdateOutcome))
 LINK_DOWN: Final = Label("reason", tuple(reason.value for reason in LossReason))
 NODE_STAGE: Final = Label("stage", ("capture", "preprocess", "encode", "entropy", "send"))
-CLOUD_STAGE: Final = Label("stage", ("entropy_decode", "feature_decode", "classify", "reply"))
+# Feature decoder and classifier are one graph: `classify`. `reference` is the whole classifier on lossless views.
+CLOUD_STAGE: Final = Label("stage", ("entropy_decode", "reference", "classify", "reply"))
 DEPTH_CAUSE: Final = Label("cause", tuple(cause.value for cause in ChangeCause))
 # NO_SESSION answers a frame, never a handshake.
 # The last two never reach the sessions: the handler of keys has refused them, or there was no key to look at.
@@ -179,8 +182,12 @@ def _capped(name: str, text: str) -> Metric:
     return Metric(name, Kind.COUNTER, text, "frames", (NODE, CAMERA), is_capped=True)
 
 
+def _measured(name: str, text: str, unit: str) -> Metric:
+    return Metric(name, Kind.GAUGE, text, unit, (BUNDLE, DEPTH, LEVEL), is_sparse=True)
+
+
 NODE_METRICS: Final = (
-    _info("rac_node_build_info", "Always 1: version that runs.", "version", "python"),
+    _info("rac_node_build_info", "Always 1: what runs; revision is the commit.", "version", "revision", "python"),
     _info("rac_node_bundle_info", "Always 1: bundle in use, by the head of its id.", "bundle", "classifier"),
     _counter("rac_node_bundle_updates_total", "Bundles that the cloud delivered, by outcome.", "", BUNDLE_UPDATE),
     _info("rac_node_camera_info", "Always 1: facts about an open source.", "camera", "kind", "width", "height"),
@@ -244,16 +251,27 @@ NODE_METRICS: Final = (
 )
 
 CLOUD_METRICS: Final = (
-    _info("rac_cloud_build_info", "Always 1: version that runs.", "version", "python"),
+    _info("rac_cloud_build_info", "Always 1: what runs; revision is the commit.", "version", "revision", "python"),
     _info("rac_cloud_bundle_info", "Always 1: a bundle that is served.", "bundle", "classifier"),
     _gauge("rac_cloud_bundle_loaded_timestamp_seconds", "When a bundle was loaded.", "unix s", BUNDLE),
     _gauge("rac_cloud_bundle_offered", "Whether nodes that fetch their bundle should run it.", "0 or 1", BUNDLE),
+    _measured("rac_cloud_bundle_measured_bits_per_pixel", "Bits per pixel measured when the bundle was made.", "bits"),
+    _measured("rac_cloud_bundle_measured_agreement", "Agreement measured then.", "share"),
+    _measured("rac_cloud_bundle_measured_top1_share", "Top-1 over the uncompressed one's, measured then.", "share"),
     _gauge("rac_cloud_sessions", "Open sessions.", "sessions"),
     _counter("rac_cloud_handshakes_total", "Handshakes, by outcome.", "", HANDSHAKE),
     _gauge("rac_cloud_insecure", "Whether other machines can connect without keys (--insecure).", "0 or 1"),
     _gauge("rac_cloud_allowed_keys", "Public keys that may connect; 0 without keys.", "keys"),
     _gauge("rac_cloud_allow_list_outdated", "Whether the list on disk is unusable and an older one holds.", "0 or 1"),
     _counter("rac_cloud_sessions_closed_total", "Sessions that ended, by cause.", "", SESSION_END),
+    Metric(
+        "rac_cloud_session_last_frame_timestamp_seconds",
+        Kind.GAUGE,
+        "When a node last sent a frame or opened its session; gone after an ordered end.",
+        "unix s",
+        (NODE,),
+        is_capped=True,
+    ),
     _counter("rac_cloud_connections_ended_total", "Connections cut because of what came over them.", ""),
     _counter("rac_cloud_frames_received_total", "Accepted frames.", "frames", DEPTH),
     _counter("rac_cloud_network_bytes_total", "Bytes of all messages with framing.", "bytes", DIRECTION),

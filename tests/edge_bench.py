@@ -31,10 +31,14 @@ class Notes:
     cameras: list[Up | Down | Finished | BadFrames] = field(default_factory=list)
     depths: list[DepthChange] = field(default_factory=list)
     bundles: list[BundleChange] = field(default_factory=list)
+    sendings_ns: list[int] = field(default_factory=list)
     turns: int = 0
 
     def encoded(self, encoded: EncodedFrame) -> None:
         self.encoded_frames.append(encoded)
+
+    def sent(self, camera: str, duration_ns: int) -> None:
+        self.sendings_ns.append(duration_ns)
 
     def closed(self, closed: ClosedFrame, result: Result | None) -> None:
         self.closed_frames.append((closed, result))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,7 +21,8 @@ from nodes.pool import BatchDone, LossReason, WorkerLost, WorkerReady
 from nodes.watchers import Watchers
 from nodes.worker import BatchAnswer
 from pipeline.batching import Batcher, BatcherSettings
-from pipeline.cloud_actions import Answer, CloudSettings, FrameArrived, SessionClosed, SessionOpened
+from pipeline.bundle import load_bundle
+from pipeline.cloud_actions import Answer, CloseReason, CloudSettings, FrameArrived, SessionClosed, SessionOpened
 from pipeline.cloud_ledger import CloudLedger
 from pipeline.cloud_session import CloudSessions
 from pipeline.decoding import BatchTimings
@@ -175,6 +177,51 @@ def test_workers_loss_and_work_are_counted(exporter: Exporter, metrics: CloudMet
     assert found["rac_cloud_worker_resident_bytes", "1"] == 4096
     assert found["rac_cloud_worker_busy_seconds_total", "1"] == 0.006
     assert found["rac_cloud_stage_duration_seconds_sum", "classify"] == 0.003
+
+
+def test_stages_of_a_batch_are_timed_where_they_happened(exporter: Exporter, metrics: CloudMetrics) -> None:
+    """A batch without references says nothing of how long they take."""
+    timings = BatchTimings(2 * MS, 3 * MS, 7 * MS)
+    plain, referenced = make_classes(), replace(make_classes(), reference_top1=3)
+    metrics.batch_done(BatchDone(1, BatchAnswer(0, (plain, "bad bytes"), timings), 6 * MS, reply_ns=MS), 2)
+    metrics.batch_done(BatchDone(1, BatchAnswer(1, (plain, referenced), timings), 6 * MS, reply_ns=MS), 2)
+    found = values(exporter)
+    sums = {key[1]: value for key, value in found.items() if key[0] == "rac_cloud_stage_duration_seconds_sum"}
+    assert sums == {"entropy_decode": 0.004, "classify": 0.006, "reply": 0.002, "reference": 0.007}
+
+
+def test_silent_node_is_shown_until_it_ends_in_order(exporter: Exporter, metrics: CloudMetrics) -> None:
+    series = ("rac_cloud_session_last_frame_timestamp_seconds", "dock")
+    metrics.session_changed(SessionOpened(b"r", "dock", ("gate",)))
+    assert values(exporter)[series] == 1000.0
+    for reason in (CloseReason.TIMEOUT, CloseReason.LOST, CloseReason.REPLACED):
+        metrics.session_changed(SessionClosed(b"r", "dock", reason))
+        assert values(exporter)[series] == 1000.0
+    for reason in (CloseReason.BYE, CloseReason.REVOKED, CloseReason.BYE):
+        metrics.session_changed(SessionClosed(b"r", "dock", reason))
+        assert series not in values(exporter)
+        metrics.received(answered().frame, 4)
+        assert values(exporter)[series] == 1000.0
+
+
+def test_bundle_shows_what_it_was_measured_at() -> None:
+    """Whole levels only: the others have no series of their own."""
+    bundle = load_bundle("default")
+    measured = bundle.manifest.measured
+    assert measured is not None
+    known = {**KNOWN, "depth": bundle.manifest.depths, "level": range(9), "bundle": [bundle.short_id]}
+    exporter = Exporter("cloud", known)
+    CloudMetrics(exporter, Health(), "1", []).show_bundle(bundle)
+    found = values(exporter)
+    points = [point for point in measured.points if point.level16 % 16 == 0]
+    assert points
+    for point in points:
+        labels = (bundle.short_id, str(point.depth), str(point.level16 // 16))
+        assert found["rac_cloud_bundle_measured_bits_per_pixel", *labels] == point.bpp
+        assert found["rac_cloud_bundle_measured_agreement", *labels] == point.agreement
+        assert found["rac_cloud_bundle_measured_top1_share", *labels] == point.share_of_top1
+    assert sum(key[0] == "rac_cloud_bundle_measured_agreement" for key in found) == len(points)
+    assert found["rac_cloud_bundle_info", bundle.short_id, bundle.manifest.classifier] == 1
 
 
 def test_cloud_is_not_ready_without_workers(front: Any, exporter: Exporter, sink: FakeSink) -> None:

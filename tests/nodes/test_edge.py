@@ -37,6 +37,7 @@ def test_frame_comes_back_as_class(bench: Bench) -> None:
     (encoded,) = bench.notes.encoded_frames
     assert (encoded.network_ns, encoded.elapsed_ns, encoded.is_over_budget) == (4 * MS, 5 * MS, False)
     assert encoded.bitstream_bytes == 116
+    assert len(bench.notes.sendings_ns) == 1
 
 
 def test_first_live_frame_times_the_depths_and_is_given_up(bench: Bench) -> None:

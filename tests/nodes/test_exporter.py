@@ -284,3 +284,23 @@ def test_table_and_page_agree_on_kinds(cloud: Exporter) -> None:
     text = cloud.render()[0].decode()
     kinds = {line.split()[2]: line.split()[3] for line in text.splitlines() if line.startswith("# TYPE rac_")}
     assert kinds == {name: METRICS[name].kind.value for name in kinds}
+
+
+def test_removed_node_frees_its_place(cloud: Exporter) -> None:
+    """Nodes come and go: the cap is on those that are there."""
+    name = "rac_cloud_session_last_frame_timestamp_seconds"
+    for node in ("dock", "yard", "gate"):
+        cloud.set(name, 1.0, node)
+    assert value(cloud, name, node=OTHER) == 1.0
+    cloud.remove(name, "dock")
+    cloud.remove(name, "never there")
+    cloud.set(name, 2.0, "gate")
+    found = {
+        labels["node"]: count
+        for (key, pairs), count in samples(cloud).items()
+        if key == name
+        for labels in [dict(pairs)]
+    }
+    assert found == {"yard": 1.0, OTHER: 1.0, "gate": 2.0}
+    with pytest.raises(KeyError):
+        cloud.remove("rac_cloud_sessions")

@@ -324,6 +324,7 @@ def test_metrics_count_what_happens(node: Any) -> None:
     metrics = NodeMetrics(exporter, Health(), "1", num_endpoints=2, wall_clock=lambda: 1000.0)
     metrics.attach(node)
     metrics.encoded(replace(encoded(), is_over_budget=True))
+    metrics.sent("door", 2 * MS)
     metrics.closed(closed(), result())
     metrics.closed(closed(Outcome.STALE), None)
     metrics.camera_changed(DOOR, Up(640, 480))
@@ -332,6 +333,7 @@ def test_metrics_count_what_happens(node: Any) -> None:
     found = values(exporter)
     assert found["rac_node_budget_overruns_total", "door", "4"] == 1
     assert found["rac_node_bitstream_bytes_sum", "4", "3"] == 1500
+    assert found["rac_node_stage_duration_seconds_sum", "send"] == 0.002
     assert found["rac_node_capture_to_result_seconds_count", "4"] == 1
     assert found["rac_node_camera_up", "door"] == 1
     assert found["rac_node_last_result_timestamp_seconds", "door"] == 1000
