@@ -75,8 +75,8 @@ def _run(args: argparse.Namespace, recipe: Recipe, warm: dict[str, object] | Non
     training = build_training(recipe, device, torch.get_num_threads(), ranks)
     _say(ranks, _describe(recipe, training.pictures, folder))
     if warm is not None:
-        training.start_from(warm, Path(args.warm_start))
-        _say(ranks, f"starts from the weights of {args.warm_start}")
+        left = training.start_from(warm, Path(args.warm_start))
+        _say(ranks, f"starts from the weights of {args.warm_start}" + (f", without {', '.join(left)}" if left else ""))
     if args.resume and resume(training, folder):
         _say(ranks, f"resumed at step {training.step}, {training.progress:.0%} done")
     stop_asked: list[bool] = []

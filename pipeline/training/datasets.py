@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from pipeline.classes import load_classes
 from pipeline.errors import TrainingError
-from pipeline.training.recipes import DataRecipe
+from pipeline.frames import VIEW_SIDE_PX
+from pipeline.training.recipes import EVALUATION_SIDE_PX, DataRecipe
 from pipeline.view import EVALUATION_VIEW, make_view
 
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
@@ -152,10 +153,11 @@ class Crop:
     shift: float
 
 
-def draw_crop(random: np.random.Generator, height: int, width: int, recipe: DataRecipe) -> Crop:
-    """Draw the crop of a picture of height x width pixels."""
+def draw_crop(random: np.random.Generator, height: int, width: int, size_px: int, recipe: DataRecipe) -> Crop:
+    """Draw the crop of a picture of height x width pixels that becomes a square of size_px."""
     aspect = np.exp(random.uniform(-0.2, 0.2))  # width over height, of the region that becomes the square
-    side = np.sqrt(random.uniform(recipe.min_area, 1.0)) * min(height, width)
+    share = size_px / recipe.side_px * np.exp(random.uniform(-recipe.zoom, recipe.zoom))
+    side = min(1.0, share) * min(height, width)
     region_w = min(width, max(8, round(side * aspect**0.5)))
     region_h = min(height, max(8, round(side / aspect**0.5)))
     left, top = random.integers(width - region_w + 1), random.integers(height - region_h + 1)
@@ -189,7 +191,7 @@ class CropSampler:
         return crops
 
     def _crop(self, picture: NDArray[np.uint8], size_px: int) -> NDArray[np.uint8]:
-        drawn = draw_crop(self.random, picture.shape[0], picture.shape[1], self._recipe)
+        drawn = draw_crop(self.random, picture.shape[0], picture.shape[1], size_px, self._recipe)
         region = picture[drawn.top : drawn.top + drawn.height, drawn.left : drawn.left + drawn.width]
         shrinks = drawn.width > size_px and drawn.height > size_px
         crop = cv2.resize(region, (size_px, size_px), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
@@ -199,7 +201,28 @@ class CropSampler:
         return np.asarray(varied[:, :, ::-1], np.uint8)
 
 
-def use_views(pictures: list[NDArray[np.uint8]], limit: int | None = None) -> NDArray[np.uint8]:
-    """Pictures as they are met in use: short side to 256, centre 224; uint8 (N, 224, 224, 3) BGR."""
+def use_views(
+    pictures: list[NDArray[np.uint8]], limit: int | None = None, side_px: int = EVALUATION_SIDE_PX
+) -> NDArray[np.uint8]:
+    """Pictures as they are met in use: short side to 256, centre 224; uint8 (N, 224, 224, 3) BGR.
+
+    Args:
+        side_px: short side instead of 256, for pictures that are smaller: blown up they would be smoother than what a
+            camera shows. What is missing to 224 is mirrored.
+    """
     chosen = pictures if limit is None else pictures[:limit]
-    return np.stack([make_view(picture, EVALUATION_VIEW) for picture in chosen])
+    if side_px == EVALUATION_SIDE_PX:
+        return np.stack([make_view(picture, EVALUATION_VIEW) for picture in chosen])
+    return np.stack([_mirrored_view(picture, side_px) for picture in chosen])
+
+
+def _mirrored_view(picture: NDArray[np.uint8], side_px: int) -> NDArray[np.uint8]:
+    height, width = (round(side * side_px / min(picture.shape[:2])) for side in picture.shape[:2])
+    shrinks = side_px < min(picture.shape[:2])
+    scaled = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    shown_h, shown_w = min(height, VIEW_SIDE_PX), min(width, VIEW_SIDE_PX)
+    top, left = (height - shown_h) // 2, (width - shown_w) // 2
+    above, before = (VIEW_SIDE_PX - shown_h) // 2, (VIEW_SIDE_PX - shown_w) // 2
+    border = (above, VIEW_SIDE_PX - shown_h - above, before, VIEW_SIDE_PX - shown_w - before)
+    shown = scaled[top : top + shown_h, left : left + shown_w]
+    return np.asarray(cv2.copyMakeBorder(shown, *border, cv2.BORDER_REFLECT_101), np.uint8)

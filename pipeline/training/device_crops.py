@@ -42,7 +42,7 @@ class DeviceCropSampler:
         drawn, regions = [], []
         for index in self.drawn:
             picture = self._pictures[index]
-            crop = draw_crop(self.random, picture.shape[1], picture.shape[2], self._recipe)
+            crop = draw_crop(self.random, picture.shape[1], picture.shape[2], size_px, self._recipe)
             drawn.append(crop)
             regions.append(_resize(picture, crop, size_px))
         pixels = torch.stack(regions)

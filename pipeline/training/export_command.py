@@ -71,8 +71,9 @@ def run(args: argparse.Namespace) -> int:
     pictures = load_pictures(recipe.data.folders)
     random = np.random.default_rng(recipe.seed)
     chosen = random.choice(len(pictures.training), min(FITTED_PICTURES, len(pictures.training)), replace=False)
-    views = use_views([pictures.training[index] for index in chosen])
-    dead_zones = _fit_dead_zones(codec.eval(), recipe, use_views(pictures.held_out, DEAD_ZONE_PICTURES))
+    side_px = recipe.data.side_px
+    views = use_views([pictures.training[index] for index in chosen], side_px=side_px)
+    dead_zones = _fit_dead_zones(codec.eval(), recipe, use_views(pictures.held_out, DEAD_ZONE_PICTURES, side_px))
     facts = BundleFacts(
         name=args.name,
         classifier=recipe.classifier,
@@ -88,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     )
     bundle = export_bundle(codec, facts, views, folder, lambda text: print(text, file=sys.stderr), dead_zones)
     if labelled is None:
-        held_out = use_views(pictures.held_out, MEASURED_PICTURES)
+        held_out = use_views(pictures.held_out, MEASURED_PICTURES, side_px)
         measured = _measure(bundle, held_out, None, "held-out training pictures")
     else:
         measured = _measure(bundle, labelled.views, labelled.labels, Path(args.measure).name)

@@ -148,24 +148,32 @@ class Training:
             self._draw_apart()
         self._loss = self.ranks.wrap(_Loss(task))
 
-    def start_from(self, state: dict[str, Any], path: Path) -> None:
+    def start_from(self, state: dict[str, Any], path: Path) -> list[str]:
         """Begin with the averaged weights of another run; optimiser, schedule and random numbers stay new.
 
+        Weights that the other run did not have, or had in another size, stay as they began: a decoder for another cut,
+        more blocks.
+
+        Returns:
+            The names of those.
+
         Raises:
-            TrainingError: the other run's networks have other sizes.
+            TrainingError: less than half of a network's weights fit.
         """
         task = self.task
+        left: list[str] = []
         for name, module in task.network.items():
-            weights = state.get(_average_key(name))
-            try:
-                module.load_state_dict(weights if weights is not None else {})
-            except (RuntimeError, TypeError, AttributeError) as error:
-                reasons = str(error).strip().splitlines()
-                reason = reasons[-1].strip() if len(reasons) > 1 else "no weights of that name"
-                raise TrainingError(f"{path}: its {name} is not of this recipe's sizes ({reason[:200]})") from error
+            found = state.get(_average_key(name))
+            own = module.state_dict()
+            fitting = {key: value for key, value in found.items() if _fits(own.get(key), value)} if found else {}
+            if sum(own[key].numel() for key in fitting) * 2 < sum(value.numel() for value in own.values()):
+                raise TrainingError(f"{path}: its {name} is not of this recipe's sizes")
+            module.load_state_dict({**own, **fitting})
+            left += [f"{name}.{key}" for key in own if key not in fitting]
             task.average[name].load_state_dict(module.state_dict())
         task.take_over()
         self._loss = self.ranks.wrap(_Loss(task))
+        return left
 
     def _random_state(self) -> dict[str, Any]:
         is_cuda = self.device.type == "cuda"
@@ -198,6 +206,10 @@ class _Loss(nn.Module):
 
     def forward(self, x: Tensor, targets: Any, progress: float) -> tuple[Tensor, dict[str, float]]:
         return self._task.loss(x, targets, progress)
+
+
+def _fits(own: Tensor | None, value: object) -> bool:
+    return own is not None and isinstance(value, Tensor) and value.shape == own.shape
 
 
 def _average_key(name: str) -> str:

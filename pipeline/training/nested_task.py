@@ -162,7 +162,7 @@ class NestedTask:
     @torch.no_grad()
     def validate(self, pictures: Pictures, levels: list[float] | None = None) -> list[Parts]:
         """Agreement, KL and estimated bpp of every depth at the given levels on held-out pictures, as in use."""
-        views = use_views(pictures.held_out, VALIDATION_PICTURES)
+        views = use_views(pictures.held_out, VALIDATION_PICTURES, self.recipe.data.side_px)
         codec = self.averaged_codec.eval()
         points: dict[tuple[int, float], list[Tensor]] = {}
         for start in range(0, len(views), VALIDATION_BATCH):

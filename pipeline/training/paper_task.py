@@ -191,7 +191,7 @@ class PaperTask:
 
     def _held_out(self, pictures: Pictures) -> list[tuple[Tensor, Tensor]]:
         """Batches of normalised views of use and their labels."""
-        views = use_views(pictures.held_out, VALIDATION_PICTURES)[:, :, :, ::-1].copy()
+        views = use_views(pictures.held_out, VALIDATION_PICTURES, self.recipe.data.side_px)[:, :, :, ::-1].copy()
         known = pictures.held_out_labels
         labels = torch.full((len(views),), -1) if known is None else torch.from_numpy(known[: len(views)])
         starts = range(0, len(views), VALIDATION_BATCH)

@@ -13,6 +13,8 @@ from pipeline.errors import ConfigError
 
 MAX_DEPTH = 64
 """Eight times what a camera box has time for."""
+EVALUATION_SIDE_PX = 256
+"""Short side of a picture in use, of whose centre the classifier sees 224 pixels."""
 MAX_LEVELS = 16
 """The bitstream's header holds sixteenths of a level in a byte."""
 
@@ -96,7 +98,10 @@ class DataRecipe(RecipePart):
 
     folders: tuple[str, ...] = Field(min_length=1)
     labels: str | None = Field(None, description="CSV of file and label; else sub-folders named by classes label")
-    min_area: float = Field(0.3, gt=0, le=1, description="smallest share of a picture that a crop covers")
+    side_px: int = Field(
+        EVALUATION_SIDE_PX, ge=32, description="short side at which pictures are cropped and looked at; 256 as in use"
+    )
+    zoom: float = Field(0.2, ge=0, le=1, description="largest change of a crop's scale, as a natural logarithm")
     brightness: float = Field(0.2, ge=0, lt=1)
     contrast: float = Field(0.2, ge=0, lt=1)
 

@@ -70,7 +70,7 @@ def recipe_fields(picture_folder: Path) -> dict[str, Any]:
         "rates": {"target_bpp": [0.1, 0.4], "initial_lmbda": [2.0, 0.5], "adaptation": 0.01},
         "loss": {"warmup_share": 0.25, "ramp_share": 0.25},
         "crops": [{"until": 0.5, "size_px": 32, "batch": 4}, {"until": 1.0, "size_px": 64, "batch": 2}],
-        "data": {"folders": [str(picture_folder)]},
+        "data": {"folders": [str(picture_folder)], "side_px": 96},
         "optimiser": {"warmup_steps": 2},
     }
 
@@ -84,7 +84,7 @@ def recipe(recipe_fields: dict[str, Any]) -> Recipe:
 @pytest.fixture(scope="session")
 def teacher(classifier: Lite0, pictures: Pictures) -> Teacher:
     """The uncompressed classifier on torch."""
-    recipe = Recipe.model_validate({"name": "any", "data": {"folders": ["none"]}})
+    recipe = Recipe.model_validate({"name": "any", "data": {"folders": ["none"], "side_px": 96}})
     sample = CropSampler(pictures.training, recipe.data, 1).batch(64, 8)
     return Teacher(TorchEngine(classifier, "stride8"), normalise(sample, torch.device("cpu")), "stride8")
 

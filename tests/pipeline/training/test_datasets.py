@@ -8,6 +8,7 @@ import shutil
 import tarfile
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from pipeline.training.datasets import CropSampler, Pictures, load_pictures, use
 from pipeline.training.recipes import DataRecipe
 from pipeline.view import EVALUATION_VIEW, make_view
 
-PLAIN = DataRecipe(folders=("none",), min_area=1.0, brightness=0, contrast=0)
+PLAIN = DataRecipe(folders=("none",), side_px=32, zoom=0, brightness=0, contrast=0)
 
 
 @pytest.fixture
@@ -173,6 +174,27 @@ def test_views_of_use_are_those_of_evaluation(pictures: Pictures) -> None:
     assert views.shape == (2, 224, 224, 3)
     np.testing.assert_array_equal(views[1], make_view(pictures.held_out[1], EVALUATION_VIEW))
     assert len(use_views(pictures.held_out)) == len(pictures.held_out)
+
+
+def test_views_of_small_pictures_keep_their_pixels_and_mirror_the_rest(
+    photographs: dict[str, NDArray[np.uint8]],
+) -> None:
+    small = [np.ascontiguousarray(photographs[name][:176, :190]) for name in ("coffee.png", "astronaut.png")]
+    views = use_views(small, side_px=176)
+    assert views.shape == (2, 224, 224, 3)
+    np.testing.assert_array_equal(views[1, 24:200, 17:207], small[1])
+    np.testing.assert_array_equal(views[1, 23], views[1, 25])
+    np.testing.assert_array_equal(views[1, :, 207], views[1, :, 205])
+
+
+def test_crops_are_at_the_scale_of_the_recipe(photographs: dict[str, NDArray[np.uint8]]) -> None:
+    """Without a change of scale a crop is a piece of the picture, but for the change of its shape."""
+    picture = np.ascontiguousarray(photographs["coffee.png"][:176, :176])
+    recipe = DataRecipe(folders=("none",), side_px=176, zoom=0, brightness=0, contrast=0)
+    crops = CropSampler([picture], recipe, 3).batch(160, 32)
+    fine = [cv2.Laplacian(crop, cv2.CV_64F).var() for crop in crops]
+    blurred = CropSampler([picture], recipe.model_copy(update={"side_px": 256}), 3).batch(160, 32)
+    assert np.mean(fine) > 1.5 * np.mean([cv2.Laplacian(crop, cv2.CV_64F).var() for crop in blurred])
 
 
 # Labels

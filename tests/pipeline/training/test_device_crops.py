@@ -57,7 +57,7 @@ def test_sampler_repeats_with_its_seed(pictures: Pictures) -> None:
 @pytest.mark.parametrize("shape", [(7, 300), (300, 7), (1, 1), (8, 8)])
 def test_odd_pictures_still_give_crops(shape: tuple[int, int]) -> None:
     picture = np.full((*shape, 3), 90, np.uint8)
-    plain = DataRecipe(folders=("none",), min_area=1.0, brightness=0, contrast=0)
+    plain = DataRecipe(folders=("none",), side_px=32, zoom=0, brightness=0, contrast=0)
     assert bool((DeviceCropSampler([picture], plain, 1, "cpu").batch(32, 2) == 90).all())
 
 

@@ -28,7 +28,7 @@ from pipeline.training.loop import (
 )
 from pipeline.training.recipes import Recipe
 from pipeline.training.schedule import learning_rate_share
-from pipeline.training.teacher import Teacher
+from pipeline.training.teacher import Teacher, TorchEngine
 
 MakeTraining = Callable[[], Training]
 STEPS = 12
@@ -320,7 +320,7 @@ def test_warm_start_takes_the_averaged_weights_and_begins_anew(make_training: Ma
     train(make_training(), tmp_path, steps=4)
     state = load_checkpoint(tmp_path / CHECKPOINT_FILE)
     training = make_training()
-    training.start_from({"average": state["average"]}, tmp_path / CHECKPOINT_FILE)
+    assert training.start_from({"average": state["average"]}, tmp_path / CHECKPOINT_FILE) == []
     for network in (training.task.network, training.task.average):
         for name, value in network["codec"].state_dict().items():
             assert torch.equal(value, state["average"][name]), name
@@ -329,7 +329,21 @@ def test_warm_start_takes_the_averaged_weights_and_begins_anew(make_training: Ma
     assert not torch.equal(training.task.network["codec"].log_gain, state["average"]["log_gain"])
 
 
-@pytest.mark.parametrize("state", [{"average": {"log_gain": torch.zeros(9, 9)}}, {"average": 3}, {}], ids=str)
+def test_warm_start_for_another_cut_begins_its_last_layer_anew(
+    recipe: Recipe, classifier: Lite0, make_training: MakeTraining, pictures: Pictures, tmp_path: Path
+) -> None:
+    state = {"average": make_training().task.network["codec"].state_dict()}
+    sample = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    teacher = Teacher(TorchEngine(classifier, "stride4"), sample, "stride4")
+    training = start_training(recipe.model_copy(update={"cut": "stride4"}), classifier, teacher, pictures, "cpu")
+    own = {name: value.clone() for name, value in training.task.network["codec"].state_dict().items()}
+    new = {f"decoder.{name}" for name in ("feature_mean", "feature_std", "leave.weight", "leave.bias")}
+    assert set(training.start_from(state, tmp_path / "other.pt")) == {f"codec.{name}" for name in new}
+    for name, value in training.task.network["codec"].state_dict().items():
+        assert torch.equal(value, own[name] if name in new else state["average"][name]), name
+
+
+@pytest.mark.parametrize("state", [{"average": {"log_gain": torch.zeros(9, 9)}}, {"average": {}}, {}], ids=str)
 def test_warm_start_of_other_sizes_is_one_line(
     make_training: MakeTraining, tmp_path: Path, state: dict[str, Any]
 ) -> None:

@@ -44,7 +44,7 @@ def test_recipe_comes_back_from_a_checkpoints_form(recipe: Recipe) -> None:
     [
         ({"minuts": 3}, "minuts", "minutes"),
         ({"optimizer": {}}, "optimizer", "optimiser"),
-        ({"data": {"folders": ["a"], "min_aera": 0.4}}, "data.min_aera", "min_area"),
+        ({"data": {"folders": ["a"], "side_pix": 176}}, "data.side_pix", "side_px"),
         ({"data": {"folder": ["a"]}}, "data.folder", "folders"),
         ({"network": {"chanels": 8}}, "network.chanels", "channels"),
         ({"paper": {"lambda": 1}}, "paper.lambda", "lmbda"),

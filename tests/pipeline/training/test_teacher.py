@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def x(pictures: Pictures) -> Tensor:
-    return normalise(CropSampler(pictures.training, DataRecipe(folders=("none",)), 4).batch(64, 6), CPU)
+    return normalise(CropSampler(pictures.training, DataRecipe(folders=("none",), side_px=96), 4).batch(64, 6), CPU)
 
 
 def test_normalise_is_what_the_classifier_expects() -> None:
