@@ -164,6 +164,7 @@ def _add_common(parser: OneLineParser) -> None:
     parser.add_key("--metrics-port", "metrics.port", help="port of /metrics; default: the next free one")
     parser.add_key("--metrics-host", "metrics.host", help="address of /metrics; beyond this machine it wants a token")
     parser.add_key("--metrics-token", "metrics.token", help="what a scrape must carry; better as RAC_METRICS__TOKEN")
+    parser.add_key("--metrics-token-file", "metrics.token_file", metavar="FILE", help="file with that token")
     parser.add_key("--log-level", "log.level", help="debug, info, warning or error")
     parser.add_key("--log-format", "log.format", help="text or json")
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of the keys")

@@ -58,9 +58,9 @@ def node_main(argv: Sequence[str] | None = None) -> int:
         config = load_config(NodeConfig, *_layers(arguments))
         cameras = parse_cameras([camera.argument for camera in config.cameras])
         if arguments.check_config:
-            from nodes.security import load_link_keys
+            from nodes.security import check_node_keys
 
-            load_link_keys(config)
+            check_node_keys(config)
             return _approve(config, arguments, "" if cameras else ", but no camera yet: add --camera")
         if not cameras:
             raise ConfigError("command line", "cameras", "name at least one, as in --camera 0")

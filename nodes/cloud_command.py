@@ -29,7 +29,7 @@ from nodes.pool import WorkerPool
 from nodes.preparation import prepare_in_process
 from nodes.quarantine import Quarantine
 from nodes.results import ResultSink, open_sink
-from nodes.security import authenticator, cloud_reminder, load_cloud_key
+from nodes.security import authenticator, cloud_reminder, load_cloud_key, load_metrics_token
 from nodes.security_metrics import SecurityMetrics
 from nodes.version import version
 from nodes.watchers import Watchers
@@ -61,6 +61,7 @@ logger = logging.getLogger("rac.cloud")
 def run(config: CloudConfig, options: RunOptions) -> int:
     """Entry of the command; returns the exit code."""
     secret = load_cloud_key(config)
+    load_metrics_token(config)  # a bad file is said before the graphs are made
     bundles = {name: load_configured(name, "configuration", "bundles") for name in config.bundles}
     if config.offer is not None and config.offer not in bundles:
         raise ConfigError("configuration", "offer", f"{config.offer} is not among bundles: {', '.join(bundles)}")
@@ -139,7 +140,7 @@ def _serve(
         config.metrics.host,
         config.metrics.port,
         may_move=not is_given(config, "metrics.port"),
-        token=config.metrics.token,
+        token=load_metrics_token(config),
     )
     served = ", ".join(f"{bundle.manifest.name} {bundle.short_id}" for bundle in bundles)
     say(

@@ -31,7 +31,7 @@ from nodes.node_json import NodeJson
 from nodes.node_metrics import NodeMetrics
 from nodes.node_summary import summary
 from nodes.returning import Returning
-from nodes.security import load_link_keys, may_open, node_reminder
+from nodes.security import load_link_keys, load_metrics_token, may_open, node_reminder
 from nodes.sources import Camera, parse_cameras
 from nodes.spool import Spool
 from nodes.uplink import Uplink
@@ -192,7 +192,7 @@ def _stream(
         config.metrics.host,
         config.metrics.port,
         may_move=not is_given(config, "metrics.port"),
-        token=config.metrics.token,
+        token=load_metrics_token(config),
     )
     try:
         node.run(options.stop, options.stop.fileno())

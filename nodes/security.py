@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import zmq
+from pydantic import SecretStr
 
 from nodes.authenticator import AllowedNodes, Authenticator
 from nodes.key_files import load_allow_list, load_public, load_secret, public_of
@@ -17,6 +18,7 @@ from nodes.uplink import LinkKeys
 from pipeline.authorisation import NamedKey
 from pipeline.config import CloudConfig, NodeConfig
 from pipeline.config_base import leaves_machine
+from pipeline.config_security import check_token
 from pipeline.errors import ConfigError
 
 REMIND_EVERY_S: Final = 60.0
@@ -74,6 +76,16 @@ def load_cloud_key(config: CloudConfig) -> NamedKey | None:
     return None if config.security.key is None else load_secret(Path(config.security.key))
 
 
+def check_node_keys(config: NodeConfig) -> None:
+    """Read everything that a start would.
+
+    Raises:
+        ConfigError: it cannot be used.
+    """
+    load_link_keys(config)
+    load_metrics_token(config)
+
+
 def check_cloud_keys(config: CloudConfig) -> None:
     """Read everything that a start would.
 
@@ -81,6 +93,7 @@ def check_cloud_keys(config: CloudConfig) -> None:
         ConfigError: it cannot be used.
     """
     load_cloud_key(config)
+    load_metrics_token(config)
     if config.security.allowed is not None:
         load_allow_list(Path(config.security.allowed))
 
@@ -126,6 +139,27 @@ def may_open(config: NodeConfig) -> Callable[[str], bool]:
     """Whether a cloud may send the node to an endpoint: in the clear only where the user said so."""
     is_free = config.security.key is not None or config.security.insecure
     return lambda endpoint: is_free or not leaves_machine(endpoint)
+
+
+def load_metrics_token(config: CloudConfig | NodeConfig) -> SecretStr | None:
+    """What every request to the metrics server must carry; None: nothing.
+
+    Raises:
+        ConfigError: the file that holds it cannot be used.
+    """
+    name = config.metrics.token_file
+    if name is None:
+        return config.metrics.token
+    try:
+        token = Path(name).read_text(encoding="utf-8").strip()
+        check_token(token)
+    except OSError as error:
+        raise ConfigError("configuration", "metrics.token_file", f"{name}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError("configuration", "metrics.token_file", f"{name}: holds no text") from error
+    except ValueError as error:
+        raise ConfigError("configuration", "metrics.token_file", f"{name}: {error}") from error
+    return SecretStr(token)
 
 
 def _check(config: CloudConfig | NodeConfig) -> None:

@@ -92,6 +92,11 @@ class MetricsSection(Section):
         " more. Better given as a variable than as a flag, which others on this machine can read. null: none"
         " wanted, on this machine alone.",
     )
+    token_file: str | None = Field(
+        None,
+        description="File with the token instead, as container and service managers hand secrets over. Read"
+        " once, at the start.",
+    )
     max_cameras: Annotated[int, Field(ge=1, le=10_000)] = Field(
         64,
         description="Cameras with series of their own in the per-camera metrics; the others share `_other`.",
@@ -100,12 +105,21 @@ class MetricsSection(Section):
     @field_validator("token")
     @classmethod
     def _check_token(cls, token: SecretStr | None) -> SecretStr | None:
-        text = token.get_secret_value() if token is not None else None
-        if text is not None and not (len(text) >= MIN_TOKEN_CHARS and text.isascii() and text.isprintable()):
-            raise ValueError(f"must be {MIN_TOKEN_CHARS} or more printable characters without spaces or accents")
-        if text is not None and " " in text:
-            raise ValueError("must hold no space")
+        if token is not None:
+            check_token(token.get_secret_value())
         return token
+
+
+def check_token(text: str) -> None:
+    """Make sure that a token can be carried in a header and not be guessed.
+
+    Raises:
+        ValueError: it cannot; says why, and never what it is.
+    """
+    if not (len(text) >= MIN_TOKEN_CHARS and text.isascii() and text.isprintable()):
+        raise ValueError(f"must be {MIN_TOKEN_CHARS} or more printable characters without spaces or accents")
+    if " " in text:
+        raise ValueError("must hold no space")
 
 
 class CloudMetricsSection(MetricsSection):
@@ -173,7 +187,9 @@ def find_node_conflict(
 
 
 def _find_metrics_conflict(metrics: MetricsSection) -> Conflict | None:
-    if not is_loopback(metrics.host) and metrics.token is None:
+    if metrics.token is not None and metrics.token_file is not None:
+        return Conflict("metrics.token_file", "names a token, and metrics.token is one: leave one of them out")
+    if not is_loopback(metrics.host) and metrics.token is None and metrics.token_file is None:
         problem = f"{metrics.host} can be reached from other machines: set metrics.token, or use 127.0.0.1"
         return Conflict("metrics.host", problem)
     return None

@@ -20,6 +20,7 @@ from nodes.security import (
     cloud_reminder,
     load_cloud_key,
     load_link_keys,
+    load_metrics_token,
     may_open,
     node_reminder,
 )
@@ -124,3 +125,29 @@ def test_cloud_may_not_send_a_node_off_in_the_clear() -> None:
     assert may_open(NodeConfig())("tcp://127.0.0.1:1")
     assert may_open(node_config(insecure=True))(OUTSIDE)
     assert may_open(node_config(key="x.key", cloud_keys=("y",)))(OUTSIDE)
+
+
+def test_token_is_read_from_its_file_without_the_line_end(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_text("0123456789abcdef\n")
+    token = load_metrics_token(NodeConfig.model_validate({"metrics": {"token_file": str(path)}}))
+    assert token is not None
+    assert token.get_secret_value() == "0123456789abcdef"
+    given = load_metrics_token(CloudConfig.model_validate({"metrics": {"token": "fedcba9876543210"}}))
+    assert given is not None
+    assert given.get_secret_value() == "fedcba9876543210"
+    assert load_metrics_token(NodeConfig()) is None
+
+
+@pytest.mark.parametrize("content", [None, b"", b"hunter2", b"hunter2-hunter2 hunter2", b"\xff" * 20])
+def test_token_file_that_is_of_no_use_is_one_line_and_code_2(
+    tmp_path: Path, content: bytes | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "token"
+    if content is not None:
+        path.write_bytes(content)
+    for main in (node_main, cloud_main):
+        assert main(["--metrics-token-file", str(path), "--check-config"]) == EXIT_USAGE
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"metrics.token_file: {path}: " in line
+        assert "hunter2" not in line

@@ -225,6 +225,15 @@ def test_metrics_off_loopback_want_a_token(tmp_path: Path, model: Any) -> None:
     assert load_config(model, path, environment, {}).metrics.host == "0.0.0.0"
 
 
+@pytest.mark.parametrize("model", [NodeConfig, CloudConfig])
+def test_token_may_stand_in_a_file_of_its_own(tmp_path: Path, model: Any) -> None:
+    path = tmp_path / "right.yaml"
+    path.write_text("metrics: {host: 0.0.0.0, token_file: /run/token}")
+    assert load_config(model, path, {}, {}).metrics.token_file == "/run/token"
+    both = "metrics: {token: 0123456789abcdef, token_file: /run/token}"
+    assert problem(tmp_path, both, model=model).key == "metrics.token_file"
+
+
 @pytest.mark.parametrize("token", ["hunter2-hunter", "with space in it!", "hunter2-h\u00fcnter2!!"])
 def test_token_is_never_shown(tmp_path: Path, token: str) -> None:
     assert "hunter2" not in str(problem(tmp_path, f'metrics: {{token: "{token}"}}'))
