@@ -1,13 +1,16 @@
 """How far rounding leans towards zero at each level: fitted once, before a bundle is made.
 
 A symbol nearer to zero takes fewer bits, and most values that lie about half way between two symbols say little to the
-classifier. What is weighed is what training weighed: divergence of the classes plus lambda times the rate.
+classifier. A zone is worth its divergence where it saves more bits than a lower level would for the same: each level's
+bits are weighed with the slope of the curve through the levels there, so that a zone moves off the curve, not along it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -16,6 +19,8 @@ from pipeline.codec.lite0 import Lite0
 from pipeline.codec.nested import LATENT_STRIDE, NestedCodec
 
 CANDIDATES = (0.0, 0.04, 0.08, 0.12, 0.16, 0.2, 0.24, 0.28)
+SMALLEST_FALL = 1e-3
+"""Where two levels are as good as each other, by chance or because training was short."""
 BATCH = 32
 
 
@@ -26,14 +31,12 @@ class DeadZoneFit:
     Attributes:
         divergence: mean Kullback-Leibler divergence from the uncompressed classifier, nats.
         bpp: mean estimated rate.
-        cost: divergence + lambda * bpp.
     """
 
     level: int
     dead_zone: float
     divergence: float
     bpp: float
-    cost: float
 
 
 def lean_towards_zero(scaled: Tensor, dead_zone: float) -> Tensor:
@@ -42,21 +45,18 @@ def lean_towards_zero(scaled: Tensor, dead_zone: float) -> Tensor:
 
 
 @torch.no_grad()
-def try_dead_zones(
-    codec: NestedCodec, classifier: Lite0, cut: str, x: Tensor, lmbda: Sequence[float]
-) -> list[DeadZoneFit]:
+def try_dead_zones(codec: NestedCodec, classifier: Lite0, cut: str, x: Tensor) -> list[DeadZoneFit]:
     """Every candidate at every whole level of the deepest exit.
 
     Args:
         x: normalised held-out views (B, 3, H, W).
-        lmbda: rate weight of each level, as in training.
     """
     exit_index, deepest = len(codec.shape.depths) - 1, max(codec.shape.depths)
     batches = torch.split(x, BATCH)
     latents = [codec.encoder(batch, deepest) for batch in batches]
     references = [classifier(batch).log_softmax(1) for batch in batches]
     fits = []
-    for level, weight in enumerate(lmbda):
+    for level in range(codec.shape.levels):
         for dead_zone in CANDIDATES:
             divergence = bits = 0.0
             for latent, reference in zip(latents, references, strict=True):
@@ -68,14 +68,33 @@ def try_dead_zones(
                 bits += _empirical_bits(symbols)
             pixels = LATENT_STRIDE**2 * latents[0].shape[-1] * latents[0].shape[-2]
             divergence, bpp = divergence / len(x), bits / (len(x) * pixels)
-            fits.append(DeadZoneFit(level, dead_zone, divergence, bpp, divergence + weight * bpp))
+            fits.append(DeadZoneFit(level, dead_zone, divergence, bpp))
     return fits
 
 
 def choose_dead_zones(fits: Sequence[DeadZoneFit]) -> list[float]:
-    """The cheapest candidate of each level, in the order of the levels."""
-    levels = sorted({fit.level for fit in fits})
-    return [min((fit for fit in fits if fit.level == level), key=lambda fit: fit.cost).dead_zone for level in levels]
+    """The candidate of the least divergence + slope * bpp at each level, in the order of the levels."""
+    plain = sorted((fit for fit in fits if fit.dead_zone == 0), key=lambda fit: fit.level)
+    chosen = []
+    for level, slope in enumerate(level_slopes(plain)):
+        of_level = [fit for fit in fits if fit.level == level]
+        chosen.append(min(of_level, key=lambda fit: fit.divergence + slope * fit.bpp).dead_zone)
+    return chosen
+
+
+def level_slopes(plain: Sequence[DeadZoneFit]) -> list[float]:
+    """Fall of the divergence for a bit per pixel more at each level, from fits without a zone, lowest level first.
+
+    The geometric mean of the falls to both neighbours; at either end the last fall, extrapolated half a level.
+    """
+    falls = [
+        max(SMALLEST_FALL, (low.divergence - high.divergence) / max(SMALLEST_FALL, high.bpp - low.bpp))
+        for low, high in pairwise(plain)
+    ]
+    if len(falls) < 2:
+        return [falls[0]] * len(plain)
+    inner = [math.sqrt(before * after) for before, after in pairwise(falls)]
+    return [falls[0] * math.sqrt(falls[0] / falls[1]), *inner, falls[-1] * math.sqrt(falls[-1] / falls[-2])]
 
 
 def _empirical_bits(symbols: Tensor) -> float:

@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
 def _fit_dead_zones(codec: NestedCodec, recipe: Recipe, views: NDArray[np.uint8]) -> list[float]:
     """A dead zone for each whole level, with what it brings."""
     x = normalise(views[:, :, :, ::-1].copy(), torch.device("cpu"))
-    fits = try_dead_zones(codec, load_classifier(recipe.classifier), recipe.cut, x, recipe.rates.initial_lmbda)
+    fits = try_dead_zones(codec, load_classifier(recipe.classifier), recipe.cut, x)
     chosen = choose_dead_zones(fits)
     for fit in fits:
         if fit.dead_zone in (0.0, chosen[fit.level]):
