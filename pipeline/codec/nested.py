@@ -118,6 +118,25 @@ class NestedEncoder(nn.Module):
                 latents.append(self.exits[str(depth)](y))
         return latents
 
+    def mixed_latents(self, x: Tensor, exit_index: Tensor) -> Tensor:
+        """Latent of each picture's own exit, in one pass that no picture goes deeper than its exit.
+
+        Args:
+            exit_index: places in `depths` (B,) int64, falling, so that the pictures that go on are the first ones.
+        """
+        left_at = [int((exit_index > index).sum()) for index in range(len(self.depths))]
+        latents = []
+        y = self.patch(x)
+        for depth in range(max(self.depths) + 1):
+            if depth > 0:
+                y = self.blocks[depth - 1](y)
+            if depth in self.depths:
+                left = left_at[self.depths.index(depth)]
+                # An exit that nobody takes is run on nothing: its gradient is zero and not absent.
+                latents.append(self.exits[str(depth)](y[left:]))
+                y = y[:left]
+        return torch.cat(latents[::-1])
+
 
 class NestedDecoder(nn.Module):
     """One light decoder for every depth and level.

@@ -104,10 +104,11 @@ class NestedTask:
         self.log_lmbda = state["log_lmbda"].clone()
 
     def _draw_operating_points(self, batch: int) -> tuple[Tensor, Tensor]:
-        """Exit index and level of each frame."""
+        """Exit index, deepest first, and level of each frame."""
         exits, levels = len(self.codec.shape.depths), self.codec.shape.levels
         exit_index = torch.randint(0, exits, (batch,))
         exit_index[torch.rand(batch) < self.recipe.deepest_share] = exits - 1
+        exit_index = exit_index.sort(descending=True).values
         level = torch.randint(0, levels, (batch,)).float()
         continuous = torch.rand(batch) < CONTINUOUS_LEVEL_SHARE
         level[continuous] = torch.rand(int(continuous.sum())) * (levels - 1)
@@ -124,8 +125,7 @@ class NestedTask:
         codec, recipe = self.codec, self.recipe
         autocast = torch.autocast(self.device.type, torch.bfloat16)
         with autocast:
-            latents = torch.stack(codec.encoder.latents(x), dim=1)
-        latent = latents[torch.arange(len(x), device=self.device), exit_index].float()
+            latent = codec.encoder.mixed_latents(x, exit_index).float()
         scaled = latent * codec.gain(level)[:, :, None, None]
         bits = codec.bits(scaled + torch.rand_like(scaled) - 0.5, exit_index, level)
         bpp = bits / (x.shape[-2] * x.shape[-1])

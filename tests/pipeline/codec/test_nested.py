@@ -60,6 +60,24 @@ def test_one_pass_gives_what_each_depth_gives_alone(encoder: NestedEncoder) -> N
         torch.testing.assert_close(encoder(x, depth), latent)
 
 
+@pytest.mark.parametrize("exits", [[3, 3, 1, 0, 0], [2, 2, 1, 1, 1], [0] * 5, [3] * 5], ids=str)
+def test_mixed_pass_gives_each_picture_its_own_exit(encoder: NestedEncoder, exits: list[int]) -> None:
+    x = pictures(5)
+    found = encoder.mixed_latents(x, torch.tensor(exits))
+    for picture, exit_index, latent in zip(x, exits, found, strict=True):
+        torch.testing.assert_close(encoder(picture[None], DEEP.depths[exit_index])[0], latent)
+
+
+def test_exit_that_no_picture_takes_has_a_gradient_of_zero() -> None:
+    """Several GPUs wait for each other's gradients of every weight."""
+    encoder = NestedEncoder(DEEP)
+    encoder.mixed_latents(pictures(), torch.tensor([1, 0])).sum().backward()
+    for name, parameter in encoder.named_parameters():
+        assert parameter.grad is not None, name
+        goes_deeper = name.startswith(("blocks.1", "blocks.2", "blocks.3", "exits.2", "exits.4"))
+        assert bool(parameter.grad.any()) is not goes_deeper or "depthwise" in name, name
+
+
 @pytest.mark.parametrize("depth", DEEP.depths)
 def test_depth_uses_the_first_blocks_and_its_own_exit_alone(encoder: NestedEncoder, depth: int) -> None:
     torch.manual_seed(3)
