@@ -65,6 +65,7 @@ class Prometheus:
 
     def __enter__(self) -> Self:
         self.url = f"http://{_poll(self._address, 'Prometheus listens', self._fail)}"
+        _poll(self._is_ready, "Prometheus is ready", self._fail)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -115,6 +116,15 @@ class Prometheus:
         except urllib.error.HTTPError as error:
             with error:
                 raise AssertionError(f"{arguments}: {json.load(error)['error']}") from error
+
+    def _is_ready(self) -> bool | None:
+        """It listens before it can answer: until then, everything is 503."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/-/ready", timeout=PATIENCE_S):
+                return True
+        except urllib.error.HTTPError as error:
+            with error:
+                return None
 
     def _address(self) -> str | None:
         for line in self._log.read_text().splitlines():
