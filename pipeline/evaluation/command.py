@@ -17,7 +17,7 @@ from pipeline.decoding import BatchDecoder
 from pipeline.encoder import Encoder
 from pipeline.errors import EvaluationError
 from pipeline.evaluation.accuracy import RatePoint, classify_reference, measure_bundle, whole_levels
-from pipeline.evaluation.baselines import measure_picture_codec, picture_codecs
+from pipeline.evaluation.baselines import MissingCodec, find_codecs, measure_picture_codec
 from pipeline.evaluation.pictures import load_labelled_views
 from pipeline.evaluation.report import as_json, as_markdown, plot
 from pipeline.inference import cache_root, choose_engine, open_engine, read_vectors
@@ -52,7 +52,10 @@ def run(args: argparse.Namespace) -> int:
         _print_point,
     )
     if args.baselines:
-        for codec in picture_codecs():
+        for codec in find_codecs():
+            if isinstance(codec, MissingCodec):
+                print(f"{codec.name}: {codec.reason}", file=sys.stderr)
+                continue
             for quality in codec.qualities:
                 points.append(measure_picture_codec(codec, quality, engine, pictures.views, reference, pictures.labels))
                 _print_point(points[-1])
