@@ -18,7 +18,7 @@ from pipeline.metrics import METRICS, render_metrics_page
 
 ROOT = Path(__file__).parents[1]
 SAMPLES = {"node.yaml": NodeConfig, "cloud.yaml": CloudConfig}
-PAGES = [path for path in (ROOT / "README.md", ROOT / "nodes/README.md", ROOT / "pipeline/README.md") if path.exists()]
+PAGES = [ROOT / name for name in ("README.md", "nodes/README.md", "pipeline/README.md", "deploy/README.md")]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 _METRIC = re.compile(r"\brac_(?:node|cloud)_[a-z0-9_]+")

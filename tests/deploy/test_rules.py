@@ -59,6 +59,7 @@ def test_promtool_takes_configuration_and_rules(tmp_path: Path) -> None:
 
 
 @needs_promtool
+@pytest.mark.timeout(300)  # five seconds of computing, which a loaded machine stretches
 def test_alerts_fire_and_stay_silent_as_their_unit_tests_say() -> None:
     promtool("test", "rules", str(UNIT_TESTS))
 
