@@ -52,6 +52,7 @@ class NodeMetrics:
         self._published_ns = 0
         self._wire = (0, 0)
         self._corrupt = 0
+        self._captured: dict[str, int] = {}
         self._bundle_id = ""
         exporter.inform("rac_node_build_info", version, revision(), platform.python_version())
 
@@ -74,7 +75,6 @@ class NodeMetrics:
         exporter.observe("rac_node_bitstream_bytes", encoded.bitstream_bytes, depth, level)
         exporter.set("rac_node_encoder_depth", depth, camera)
         exporter.set("rac_node_level", encoded.point.level16 / 16, camera)
-        exporter.set("rac_node_last_frame_timestamp_seconds", self._wall_clock(), camera)
         if encoded.is_over_budget:
             exporter.add("rac_node_budget_overruns_total", camera, depth)
 
@@ -140,7 +140,9 @@ class NodeMetrics:
         """Bring gauges and the ledger's totals up to date."""
         node, exporter = self._node, self._exporter
         assert node is not None
-        exporter.publish(ledger_totals(node.ledger.snapshot()))
+        snapshot = node.ledger.snapshot()
+        exporter.publish(ledger_totals(snapshot))
+        self._publish_last_frames(snapshot)
         self._publish_bundle(node.bundle)
         exporter.set("rac_node_credit_frames", node.session.credit)
         for depth in node.controller.depths:
@@ -153,6 +155,13 @@ class NodeMetrics:
         if node.spool is not None:
             self._publish_spool(node.spool)
         self._health.set_reasons(readiness(node))
+
+    def _publish_last_frames(self, snapshot: LedgerSnapshot) -> None:
+        """A camera whose frames are captured is alive, though none of them be encoded for want of a cloud."""
+        for camera, totals in snapshot.cameras.items():
+            if totals.captured > self._captured.get(camera, 0):
+                self._captured[camera] = totals.captured
+                self._exporter.set("rac_node_last_frame_timestamp_seconds", self._wall_clock(), camera)
 
     def _publish_bundle(self, bundle: Bundle) -> None:
         if self._bundle_id == bundle.short_id:

@@ -319,6 +319,22 @@ def test_totals_add_up_in_one_scrape(node: Any) -> None:
     assert captured == results + dropped + totals["rac_node_in_flight_frames",]
 
 
+def test_last_frame_is_the_last_that_was_captured_not_the_last_that_was_sent(node: Any) -> None:
+    """Without a cloud nothing is encoded, and no alert should say that the cameras are gone."""
+    exporter, now_s = Exporter("node", KNOWN), [1000.0]
+    metrics = NodeMetrics(exporter, Health(), "1", num_endpoints=2, wall_clock=lambda: now_s[0])
+    metrics.attach(node)
+    node.ledger.skip("door", 0, 6, Outcome.LINK_DOWN)
+    metrics.publish()
+    now_s[0] = 1010.0
+    metrics.publish()
+    series = "rac_node_last_frame_timestamp_seconds"
+    assert (values(exporter)[series, "door"], values(exporter)[series, "yard"]) == (1000.0, 0)
+    node.ledger.skip("door", 7, 7, Outcome.LINK_DOWN)
+    metrics.publish()
+    assert values(exporter)[series, "door"] == 1010.0
+
+
 def test_metrics_count_what_happens(node: Any) -> None:
     exporter = Exporter("node", KNOWN)
     metrics = NodeMetrics(exporter, Health(), "1", num_endpoints=2, wall_clock=lambda: 1000.0)
