@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import secrets
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,6 +21,7 @@ from nodes.bundles import load_configured
 from nodes.cloud import CloudFront
 from nodes.cloud_console import CloudConsole, SinkWatcher
 from nodes.cloud_metrics import CloudMetrics
+from nodes.cloud_status import CloudStatus
 from nodes.exporter import Exporter
 from nodes.frontdoor import FrontDoor
 from nodes.lifecycle import EXIT_OK, RunOptions
@@ -31,6 +33,7 @@ from nodes.quarantine import Quarantine
 from nodes.results import ResultSink, open_sink
 from nodes.security import authenticator, cloud_reminder, load_cloud_key, load_metrics_token
 from nodes.security_metrics import SecurityMetrics
+from nodes.status_board import StatusBoard
 from nodes.version import version
 from nodes.watchers import Watchers
 from nodes.worker import ServedBundle, WorkerSpec
@@ -113,6 +116,8 @@ def _serve(
         None if options.is_json else Console(file=people, highlight=False, soft_wrap=True),
         first_ready=lambda: say("ready", "ready: the first worker can serve"),
     )
+    board = StatusBoard()
+    status = CloudStatus(board, _page_facts(bundles, door.endpoint, spec), config.metrics.max_cameras)
     session_settings = _session_settings(config, named_bundles)
     batcher_settings = _batcher_settings(config, session_settings.queue_frames)
     front = CloudFront(
@@ -126,13 +131,14 @@ def _serve(
             memory_limit_bytes=config.pool.worker_memory_mb * MIB,
         ),
         class_names=load_classes().names,
-        watcher=Watchers([lines, metrics, SinkWatcher(sinks), _quarantine(config)]),
+        watcher=Watchers([lines, metrics, status, SinkWatcher(sinks), _quarantine(config)]),
         max_age_ns=batcher_settings.max_age_ns,
         offers=_offers(config, options, named_bundles, exporter),
         admission=Admission(_limit_settings(config), guard.allow_list if guard else None),
     )
     metrics.attach(front)
     lines.attach(front)
+    status.attach(front)
     options.stop.call_at_once(front.pool.kill)
     server = start_metrics_server(
         exporter,
@@ -141,15 +147,17 @@ def _serve(
         config.metrics.port,
         may_move=not is_given(config, "metrics.port"),
         token=load_metrics_token(config),
+        board=board,
     )
     served = ", ".join(f"{bundle.manifest.name} {bundle.short_id}" for bundle in bundles)
     say(
         "start",
         f"listening on {door.endpoint}, {config.pool.workers} workers on {spec.engine} {spec.precision} with "
-        f"{spec.threads} threads each, bundles {served}, metrics on {server.url}, {security.summary()}",
+        f"{spec.threads} threads each, bundles {served}, page on {server.page_url}, {security.summary()}",
         endpoint=door.endpoint,
         security=security.mode,
         metrics=server.url,
+        page=server.page_url,
         workers=config.pool.workers,
         engine=spec.engine,
         precision=spec.precision,
@@ -170,6 +178,19 @@ def _serve(
         in_flight=totals.in_flight,
     )
     return EXIT_OK
+
+
+def _page_facts(bundles: list[Bundle], endpoint: str, spec: WorkerSpec) -> dict[str, Any]:
+    """What the status page says of the program itself."""
+    return {
+        "program": "rac-cloud",
+        "name": socket.gethostname(),
+        "version": version(),
+        "bundles": ", ".join(f"{bundle.manifest.name} {bundle.short_id}" for bundle in bundles),
+        "engine": f"{spec.engine} {spec.precision}, {spec.threads} threads a worker",
+        "wire_note": "frames, without results",
+        "hint": f"Nodes connect to {endpoint}: rac-node --camera test: --cloud {endpoint}",
+    }
 
 
 def _quarantine(config: CloudConfig) -> Quarantine:

@@ -108,9 +108,11 @@ def run(args: argparse.Namespace) -> int:
         lines: queue.Queue[Line] = queue.Queue()
         console.print(f"starting a cloud with {args.workers} workers; the first start takes a while")
         cloud = children.enter_context(_child("cloud", CLOUD, lines, _cloud_arguments(args), running))
-        endpoint = _await_ready(cloud, lines, stop)
-        if endpoint is None:
+        started = _await_ready(cloud, lines, stop)
+        if started is None:
             return EXIT_OK
+        console.print(f"the cloud's page: {started['page']}")
+        endpoint = str(started["endpoint"])
         nodes = [
             children.enter_context(_child("node", number, lines, _node_arguments(args, number, endpoint), running))
             for number in range(args.cameras)
@@ -242,10 +244,10 @@ def _kill_groups(running: Sequence[subprocess.Popen[str]]) -> None:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def _await_ready(cloud: subprocess.Popen[str], lines: queue.Queue[Line], stop: StopRequest) -> str | None:
-    """The cloud's endpoint, once a worker can serve; None when a stop was asked for."""
+def _await_ready(cloud: subprocess.Popen[str], lines: queue.Queue[Line], stop: StopRequest) -> dict[str, Any] | None:
+    """What the cloud said of its start, once a worker can serve; None when a stop was asked for."""
     deadline_s = time.monotonic() + START_LIMIT_S
-    endpoint = ""
+    started: dict[str, Any] = {}
     while not stop() and time.monotonic() < deadline_s:
         line = _next_line(lines)
         if line is None:
@@ -254,9 +256,9 @@ def _await_ready(cloud: subprocess.Popen[str], lines: queue.Queue[Line], stop: S
             raise PipelineError(f"the cloud of the demo ended at once, with exit code {cloud.wait()}")
         event = json.loads(line.text)
         if event["event"] == "start":
-            endpoint = event["endpoint"]
+            started = event
         elif event["event"] == "ready":
-            return endpoint
+            return started
     if stop():
         return None
     raise PipelineError(f"the cloud of the demo did not start within {START_LIMIT_S:g} s")

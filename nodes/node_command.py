@@ -29,11 +29,13 @@ from nodes.metrics_server import Health, start_metrics_server
 from nodes.node_console import NodeConsole
 from nodes.node_json import NodeJson
 from nodes.node_metrics import NodeMetrics
+from nodes.node_status import NodeStatus
 from nodes.node_summary import summary
 from nodes.returning import Returning
 from nodes.security import load_link_keys, load_metrics_token, may_open, node_reminder
 from nodes.sources import Camera, parse_cameras
 from nodes.spool import Spool
+from nodes.status_board import StatusBoard
 from nodes.uplink import Uplink
 from nodes.version import version
 from nodes.watchers import Watchers
@@ -129,7 +131,9 @@ def _stream(
         reminder.look()
 
     metrics = NodeMetrics(exporter, health, version(), len(config.cloud.endpoints), every_second=every_second)
-    watcher: EdgeWatcher = Watchers([shown, metrics])
+    board = StatusBoard()
+    status = NodeStatus(board, _page_facts(config), names, config.cloud.endpoints)
+    watcher: EdgeWatcher = Watchers([shown, metrics, status])
     session = NodeSession(_session_settings(config, hello), random.random)
 
     def time_depths(own: Encoder, level16: int, frame: Frame | None) -> PreparedBundle:
@@ -185,6 +189,7 @@ def _stream(
         node.companions.append(Returning(session, probe, config.cloud.endpoints, interval_ns, time.monotonic_ns))
     metrics.attach(node)
     shown.attach(node)
+    status.attach(node)
     options.stop.call_at_once(lambda: _kill_readers(node))
     server = start_metrics_server(
         exporter,
@@ -193,6 +198,7 @@ def _stream(
         config.metrics.port,
         may_move=not is_given(config, "metrics.port"),
         token=load_metrics_token(config),
+        board=board,
     )
     try:
         node.run(options.stop, options.stop.fileno())
@@ -200,6 +206,17 @@ def _stream(
         _kill_readers(node)
         server.close()
     return node
+
+
+def _page_facts(config: NodeConfig) -> dict[str, Any]:
+    """What the status page says of the program itself."""
+    return {
+        "program": "rac-node",
+        "name": config.name,
+        "version": version(),
+        "wire_note": "frames and results",
+        "hint": "Every camera of the configuration is shown once it is there.",
+    }
 
 
 def _first_bundle(config: NodeConfig, hello: Hello, uplink: Uplink, options: RunOptions, shown: Shown) -> Bundle | None:

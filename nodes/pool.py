@@ -259,7 +259,7 @@ class WorkerPool:
                 slot.process.join(EXIT_LIMIT_S)
             slot.process.kill()
         lost = WorkerLost(slot.number, reason, self._forget(slot), job)
-        slot.lost_by = reason
+        slot.lost_by, slot.since_ns = reason, now_ns
         if now_ns - slot.started_ns > HEALTHY_AFTER_NS:
             slot.back_off_ns = FIRST_BACK_OFF_NS
         slot.retry_at_ns = now_ns + slot.back_off_ns

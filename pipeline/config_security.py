@@ -81,16 +81,18 @@ class MetricsSection(Section):
     host: str = Field(
         "127.0.0.1",
         min_length=1,
-        description="Address of /metrics, /healthz and /readyz. Beyond this machine they want `token`.",
+        description="Address of the status page at /, of /metrics, /healthz and /readyz. Beyond this machine they want"
+        " `token`.",
     )
     port: Port = Field(
-        9570, description="Port of /metrics. When the default is taken the next free one; 0: any free one."
+        9570,
+        description="Port of page and metrics. When the default is taken the next free one; 0: any free one.",
     )
     token: SecretStr | None = Field(
         None,
-        description="What a request must carry as `Authorization: Bearer TOKEN`; 16 printable characters or"
-        " more. Better given as a variable than as a flag, which others on this machine can read. null: none"
-        " wanted, on this machine alone.",
+        description="What a request must carry as `Authorization: Bearer TOKEN`, or a browser as password with any"
+        " name; 16 printable characters or more. Better given as a variable than as a flag, which others on this"
+        " machine can read. null: none wanted, on this machine alone.",
     )
     token_file: str | None = Field(
         None,
@@ -99,7 +101,7 @@ class MetricsSection(Section):
     )
     max_cameras: Annotated[int, Field(ge=1, le=10_000)] = Field(
         64,
-        description="Cameras with series of their own in the per-camera metrics; the others share `_other`.",
+        description="Cameras with series of their own in the per-camera metrics, where the others share `_other`.",
     )
 
     @field_validator("token")
@@ -124,12 +126,13 @@ def check_token(text: str) -> None:
 
 class CloudMetricsSection(MetricsSection):
     port: Port = Field(
-        9580, description="Port of /metrics. When the default is taken the next free one; 0: any free one."
+        9580,
+        description="Port of page and metrics. When the default is taken the next free one; 0: any free one.",
     )
     max_cameras: Annotated[int, Field(ge=1, le=10_000)] = Field(
         256,
-        description="Cameras of all nodes with series of their own in the per-camera metrics; the others"
-        " share `_other`.",
+        description="Cameras of all nodes that the page shows (512 at most) and that have series of their own in the"
+        " per-camera metrics, where the others share `_other`.",
     )
 
 

@@ -359,6 +359,8 @@ class FakeSlot:
     number: int
     state: SlotState = SlotState.READY
     job: BatchJob | None = None
+    since_ns: int = 0
+    resident_bytes: int = 0
 
 
 class FakePool:

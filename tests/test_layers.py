@@ -21,11 +21,12 @@ ROOT = Path(__file__).parents[1]
 LAYERS: dict[str, int] = {
     **dict.fromkeys(
         (
-            "admission", "attempts", "authorisation", "batching", "bundle_signature", "bundle_trial", "classes",
-            "cloud_actions", "cloud_ledger", "cloud_session", "config", "config_base", "config_files",
-            "config_sample", "config_security", "credit_window", "ed25519", "errors", "failover", "heartbeat",
-            "ledger", "masking", "metrics", "node_limits", "percentiles", "rate_control", "replay",
-            "result_memory", "session", "spool_records", "totals", "wire", "wire_fields",
+            "admission", "attempts", "authorisation", "batching", "bundle_signature", "bundle_trial",
+            "camera_row", "camera_state", "classes", "cloud_actions", "cloud_ledger", "cloud_session",
+            "config", "config_base", "config_files", "config_sample", "config_security", "credit_window",
+            "ed25519", "errors", "failover", "fleet_status", "heartbeat", "history", "ledger", "masking",
+            "metrics", "node_cameras", "node_limits", "percentiles", "rate_control", "replay", "result_memory",
+            "session", "spool_records", "totals", "wire", "wire_fields",
         ),
         0,
     ),

@@ -89,3 +89,8 @@ def test_bundle_classes_and_sample_configurations_came_along(installed: Path, tm
         sample = installed / "share" / "edge-cloud-rac" / f"{name}.yaml"
         said = call(installed / "bin" / f"rac-{name}", "--config", sample, "--check-config", folder=tmp_path)
         assert said.startswith("ok")
+
+
+def test_page_came_along(installed: Path, tmp_path: Path) -> None:
+    count = "from nodes.page_files import read_page_files; print(sorted(map(len, dict(read_page_files()))))"
+    assert call(installed / "bin" / "python", "-c", count, folder=tmp_path) == "[1, 8, 9, 9]\n"

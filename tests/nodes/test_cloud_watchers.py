@@ -15,9 +15,12 @@ from rich.console import Console
 from nodes.cloud import AnsweredFrame
 from nodes.cloud_console import CloudConsole, SinkWatcher
 from nodes.cloud_metrics import CloudMetrics
+from nodes.cloud_status import CloudStatus
 from nodes.exporter import Exporter
 from nodes.metrics_server import Health
 from nodes.pool import BatchDone, LossReason, WorkerLost, WorkerReady
+from nodes.status_board import StatusBoard
+from nodes.uplink import framed_bytes
 from nodes.watchers import Watchers
 from nodes.worker import BatchAnswer
 from pipeline.batching import Batcher, BatcherSettings
@@ -27,8 +30,8 @@ from pipeline.cloud_ledger import CloudLedger
 from pipeline.cloud_session import CloudSessions
 from pipeline.decoding import BatchTimings
 from pipeline.ledger import Outcome
-from pipeline.wire import CameraEntry, FrameMessage, Hello, TopClass
-from tests.fakes import BUNDLE_ID, MS, FakePool, S, make_bitstream, make_classes
+from pipeline.wire import CameraEntry, FrameMessage, Hello, TopClass, pack
+from tests.fakes import BUNDLE_ID, MS, FakeClock, FakePool, S, make_bitstream, make_classes
 from tests.trivial_worker import make_job
 
 KNOWN = {"depth": [0, 4], "level": [0, 1, 2, 3], "bundle": ["ab"], "worker": [0, 1], "sink": [0]}
@@ -303,3 +306,52 @@ def test_every_watcher_is_told_in_order() -> None:
     assert told == ["a 1", "b 1", "a 2", "b 2"]
     with pytest.raises(AttributeError):
         watchers.nothing()
+
+
+def test_status_is_made_when_a_page_asks(front: Any) -> None:
+    clock = FakeClock(0)
+    board = StatusBoard(clock, patience_s=0.0)
+    status = CloudStatus(board, {"program": "rac-cloud"}, 10, clock)
+    status.attach(front)
+    status.session_changed(SessionOpened(b"r", "dock", ("gate",)))
+    status.received(answered().frame, 4)
+    status.answered(answered(reference=967))
+    status.answered(answered(Outcome.STALE))
+    status.idle(S)
+    assert board.read() == ({}, None), "nobody had asked"
+    status.idle(S)
+    document, _ = board.read()
+    (row,) = document["cameras"]
+    assert (row["node"], row["camera"], row["class"], row["depth"], row["level"]) == (
+        "dock",
+        "gate",
+        "espresso",
+        4,
+        3.0,
+    )
+    assert (row["agreement"], row["references"], row["results"], row["frames"]) == (1.0, 1, 1, 1)
+    assert [worker["state"] for worker in document["workers"]] == ["ready", "ready"]
+    assert document["program"] == "rac-cloud"
+    front.trouble = ["no worker can serve"]
+    clock.advance(S)
+    status.session_changed(SessionClosed(b"r", "dock", CloseReason.TIMEOUT))
+    board.read()
+    status.idle(2 * S)
+    document, _ = board.read()
+    assert document["trouble"] == ["no worker can serve"]
+    assert document["cameras"][0]["state"] == "down"
+
+
+def test_wire_bytes_of_a_frame_count_its_framing(front: Any) -> None:
+    clock = FakeClock(0)
+    status = CloudStatus(StatusBoard(clock), {}, 10, clock)
+    status.attach(front)
+    status.session_changed(SessionOpened(b"r", "dock", ("gate",)))
+    status.idle(0)
+    frame = answered().frame
+    for _ in range(60):
+        status.received(frame, 4)
+    document = status.document(6 * S)
+    wire_bytes = framed_bytes(pack(frame.frame))
+    assert wire_bytes > len(frame.frame.bitstream)
+    assert document["cameras"][0]["kbps"] == pytest.approx(8 * 60 * wire_bytes / 6 / 1000, rel=0.001)

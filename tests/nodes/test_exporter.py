@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import socket
 import urllib.request
@@ -202,10 +203,13 @@ def test_readiness_says_what_is_missing(server: MetricsServer, health: Health) -
 
 
 def test_other_paths_and_methods(server: MetricsServer) -> None:
-    assert fetch(server, "/")[0] == 404
+    assert fetch(server, "/")[0] == 404, "no page without a status to show"
+    assert fetch(server, "/status.json")[0] == 404
     status, body, headers = fetch(server, "/healthz", "HEAD")
     assert (status, body, headers["Content-Length"]) == (200, "", "3")
-    assert fetch(server, "/metrics", "POST")[0] == 501
+    for method in ("POST", "PUT", "PATCH", "DELETE", "OPTIONS"):
+        status, _, headers = fetch(server, "/metrics", method)
+        assert (status, headers["Allow"]) == (405, "GET, HEAD")
 
 
 def test_answers_are_for_machines_not_for_web_pages(server: MetricsServer) -> None:
@@ -226,6 +230,10 @@ def test_request_by_a_name_of_this_machine_is_answered(server: MetricsServer, ho
     assert fetch(server, "/healthz", host=host)[0] == 200
 
 
+def basic(password: str, name: str = "rac") -> str:
+    return "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode()
+
+
 @pytest.fixture
 def guarded(node: Exporter, health: Health) -> Iterator[MetricsServer]:
     server = start_metrics_server(node, health, "127.0.0.1", 0, may_move=False, token=SecretStr(TOKEN))
@@ -234,7 +242,21 @@ def guarded(node: Exporter, health: Health) -> Iterator[MetricsServer]:
 
 
 @pytest.mark.parametrize(
-    "given", [None, "", "Bearer", f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", f"Basic {TOKEN}", TOKEN, "Bearer \xe9"]
+    "given",
+    [
+        None,
+        "",
+        "Bearer",
+        f"Bearer {TOKEN}x",
+        f"Bearer {TOKEN[:-1]}",
+        f"Basic {TOKEN}",
+        TOKEN,
+        "Bearer \xe9",
+        "Basic",
+        "Basic !",
+        basic(f"{TOKEN}x"),
+        basic(""),
+    ],
 )
 @pytest.mark.parametrize("path", ["/metrics", "/healthz", "/readyz", "/"])
 def test_nothing_is_said_without_the_token(guarded: MetricsServer, path: str, given: str | None) -> None:
@@ -242,7 +264,13 @@ def test_nothing_is_said_without_the_token(guarded: MetricsServer, path: str, gi
     status, body, answer = fetch(guarded, path, **headers)
     assert status == 401
     assert "rac_" not in body
-    assert answer["WWW-Authenticate"] == "Bearer"
+    assert answer["WWW-Authenticate"] in ("Bearer", 'Basic realm="rac", charset="UTF-8"')
+
+
+def test_browser_may_bring_the_token_as_password(guarded: MetricsServer) -> None:
+    """A person types it into the browser's own question; the name is not looked at."""
+    for name in ("", "me"):
+        assert fetch(guarded, "/healthz", Authorization=basic(TOKEN, name))[0] == 200
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:9570", "10.0.0.7:9570", "[fe80::1]:9570", f"{socket.gethostname()}:9570"])

@@ -23,13 +23,15 @@ from nodes.metrics_server import Health
 from nodes.node_console import NodeConsole
 from nodes.node_json import NodeJson
 from nodes.node_metrics import NodeMetrics, ledger_totals, readiness
+from nodes.node_status import NodeStatus
+from nodes.status_board import StatusBoard
 from pipeline.encoder import OperatingPoint
 from pipeline.frames import Frame
 from pipeline.ledger import ClosedFrame, Ledger, Outcome
 from pipeline.rate_control import ChangeCause, DepthChange, DepthController
 from pipeline.session import LossReason, Lost, Opened
 from pipeline.wire import Result, TopClass, Welcome
-from tests.fakes import BUNDLE_ID, MS, VIEW, FakeReader, S
+from tests.fakes import BUNDLE_ID, MS, VIEW, FakeClock, FakeReader, S
 
 DOOR = Lane(0, FakeReader("door"))
 KNOWN = {"camera": ["door", "yard"], "depth": [0, 4], "level": [0, 1, 2, 3], "endpoint": [0, 1]}
@@ -59,7 +61,7 @@ class FakeNode:
         self.ledger = Ledger(["door", "yard"])
         self.lanes = [DOOR]
         self.session = SimpleNamespace(credit=5, is_up=True, needs_bundle=False)
-        self.bundle = SimpleNamespace(short_id="abcdef", manifest=SimpleNamespace(classifier="lite0"))
+        self.bundle = SimpleNamespace(short_id="abcdef", manifest=SimpleNamespace(classifier="lite0", name="default"))
         self.spool = None
         self.uplink = SimpleNamespace(sent_bytes=1000, received_bytes=200)
         self.controller = DepthController({0: MS, 4: 4 * MS}, 8 * MS)
@@ -378,3 +380,39 @@ def test_node_is_ready_with_a_session_and_a_camera(node: Any) -> None:
     node.session.is_up = False
     node.lanes = [Lane(0, FakeReader("door", is_up=False))]
     assert readiness(node) == ["no session with a cloud", "no camera is up (door)"]
+
+
+def test_status_is_made_when_a_page_asks(node: Any) -> None:
+    clock = FakeClock(0)
+    board = StatusBoard(clock, patience_s=0.0)
+    status = NodeStatus(
+        board, {"program": "rac-node", "name": "dock"}, ["door", "yard"], ["tcp://a:1", "tcp://b:1"], clock
+    )
+    status.attach(node)
+    status.camera_changed(DOOR, Up(640, 480))
+    status.link_changed(opened())
+    status.encoded(encoded())
+    status.closed(closed(), result("water_bottle"))
+    status.closed(closed(sequence=1), replace(result(), classes=()))
+    status.closed(closed(Outcome.EXPIRED, 2), None)
+    node.ledger.skip("door", 0, 6, Outcome.NO_CREDIT)
+    board.read()
+    status.idle(S)
+    document, _ = board.read()
+    door, yard = document["cameras"]
+    assert (door["node"], door["camera"], door["depth"], door["level"]) == ("dock", "door", 4, 3.0)
+    assert (door["frames"], door["state"], yard["state"]) == (7, "ok", "waiting")
+    assert (door["agreement"], door["references"]) == (1.0, 1)
+    assert document["facts"]["Cloud"] == "tcp://b:1"
+    assert document["bundles"] == "default abcdef"
+    status.camera_changed(DOOR, Down(DownReason.READ_TIMEOUT, "rtsp://me:secret@cam/x: no picture", 0, 0, 0))
+    status.link_changed(Lost(LossReason.HEARTBEAT, "cloud is silent", None, was_up=True))
+    node.session.is_up = False
+    clock.advance(S)
+    board.read()
+    status.idle(2 * S)
+    document, _ = board.read()
+    assert document["cameras"][0]["why"].startswith("read_timeout: rtsp://")
+    assert "secret" not in json.dumps(document)
+    assert document["facts"]["Cloud"] == "none: heartbeat: cloud is silent"
+    assert "no session with a cloud" in document["trouble"]
