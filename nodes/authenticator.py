@@ -86,12 +86,13 @@ class AllowedNodes:
             self._say_outdated(str(error))
             return
         self.is_outdated = False
-        logger.info("allow-list read again, keys: %d", len(self.current))
+        logger.info("allow-list read again, keys: %d", len(self.current), extra={"event": "allow_list_changed"})
 
     def _say_outdated(self, problem: str) -> None:
         self.is_outdated = True
         self._reminded_s = self._clock()
-        logger.error("the allow-list stays as it was, keys: %d; %s", len(self.current), problem)
+        facts = {"event": "allow_list_outdated"}
+        logger.error("the allow-list stays as it was, keys: %d; %s", len(self.current), problem, extra=facts)
 
 
 class Authenticator:

@@ -20,6 +20,7 @@ from nodes.authenticator import Authenticator
 from nodes.bundles import load_configured
 from nodes.cloud import CloudFront
 from nodes.cloud_console import CloudConsole, SinkWatcher
+from nodes.cloud_log import CloudLog
 from nodes.cloud_metrics import CloudMetrics
 from nodes.cloud_status import CloudStatus
 from nodes.exporter import Exporter
@@ -116,6 +117,7 @@ def _serve(
         None if options.is_json else Console(file=people, highlight=False, soft_wrap=True),
         first_ready=lambda: say("ready", "ready: the first worker can serve"),
     )
+    log = CloudLog(sinks, is_for_machines=config.log.format == "json")
     board = StatusBoard()
     status = CloudStatus(board, _page_facts(bundles, door.endpoint, spec), config.metrics.max_cameras)
     session_settings = _session_settings(config, named_bundles)
@@ -131,13 +133,14 @@ def _serve(
             memory_limit_bytes=config.pool.worker_memory_mb * MIB,
         ),
         class_names=load_classes().names,
-        watcher=Watchers([lines, metrics, status, SinkWatcher(sinks), _quarantine(config)]),
+        watcher=Watchers([lines, log, metrics, status, SinkWatcher(sinks), _quarantine(config)]),
         max_age_ns=batcher_settings.max_age_ns,
         offers=_offers(config, options, named_bundles, exporter),
         admission=Admission(_limit_settings(config), guard.allow_list if guard else None),
     )
     metrics.attach(front)
     lines.attach(front)
+    log.attach(front)
     status.attach(front)
     options.stop.call_at_once(front.pool.kill)
     server = start_metrics_server(
@@ -162,12 +165,14 @@ def _serve(
         engine=spec.engine,
         precision=spec.precision,
     )
+    log.started(door.endpoint, config.pool.workers)
     try:
         front.run(options.stop, options.stop.fileno(), round(config.drain_s * NS_PER_S))
     finally:
         front.pool.kill()
         server.close()
     totals = front.ledger.snapshot()
+    log.ended(totals)
     results = {outcome: count for outcome, count in totals.results.items() if count}
     parts = [*(f"{word} {count}" for word, count in results.items()), f"in flight {totals.in_flight}"]
     say(

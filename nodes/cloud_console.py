@@ -1,15 +1,14 @@
-"""What a person sees of the cloud: sessions as they come and go, workers lost, one line a second while frames flow."""
+"""What a person sees of the cloud: one line a second while frames flow; changes of state are in the log."""
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Callable
 
 from rich.console import Console
 
 from nodes.cloud import AnsweredFrame, CloudFront
-from nodes.pool import BatchDone, LossReason, SlotState, WorkerLost, WorkerReady
+from nodes.pool import BatchDone, SlotState, WorkerLost, WorkerReady
 from nodes.results import ResultSink
 from pipeline.batching import Batch
 from pipeline.cloud_actions import FrameArrived, SessionClosed, SessionOpened
@@ -17,11 +16,9 @@ from pipeline.ledger import Outcome
 
 LINE_EVERY_NS = 1_000_000_000
 
-logger = logging.getLogger("rac.cloud")
-
 
 class CloudConsole:
-    """Prints a line a second while there is something to say; changes of state go to the log."""
+    """Prints a line a second while there is something to say."""
 
     def __init__(self, console: Console | None, first_ready: Callable[[], None] = lambda: None) -> None:
         """Join.
@@ -55,30 +52,17 @@ class CloudConsole:
     def answered(self, answered: AnsweredFrame) -> None:
         self._outcomes[answered.outcome.value] += 1
         self._latency_ns += answered.answered_ns - answered.frame.received_ns
-        if answered.outcome not in (Outcome.OK, Outcome.UNROUTABLE, Outcome.SHUTDOWN):
-            facts = {"node": answered.frame.node, "camera": answered.frame.camera}
-            logger.warning("frames not classified (%s): %s", answered.outcome, answered.answer.text, extra=facts)
 
     def worker_ready(self, ready: WorkerReady) -> None:
-        logger.debug("worker %d is ready after %.1f s", ready.slot, ready.start_ns / 1e9)
         if self._first_ready is not None:
             self._first_ready()
             self._first_ready = None
 
     def worker_lost(self, lost: WorkerLost) -> None:
-        if lost.reason is LossReason.MEMORY:
-            logger.warning("worker %d is over pool.worker_memory_mb; it is started again", lost.slot)
-            return
-        held = f", with a batch of {len(lost.job.frames)}" if lost.job else ""
-        logger.warning(
-            "worker %d lost (%s, exit code %s)%s; it is started again", lost.slot, lost.reason, lost.exit_code, held
-        )
+        """The log tells it."""
 
     def session_changed(self, action: SessionOpened | SessionClosed) -> None:
-        if isinstance(action, SessionOpened):
-            logger.info("node %s is there, cameras %s", action.node, ", ".join(action.cameras))
-        else:
-            logger.info("node %s is gone (%s)", action.node, action.reason)
+        """The log tells it."""
 
     def idle(self, now_ns: int) -> None:
         if self._last_ns == 0:

@@ -122,4 +122,5 @@ class FrameEncoder:
         if controller.take_warning():
             what = "dropped" if self._drops_over_budget else "sent over budget"
             budget_ms = controller.budget_ns / NS_PER_MS
-            logger.warning("not even depth %d fits %g ms now: frames are %s", controller.decide(), budget_ms, what)
+            text = "not even depth %d fits %g ms now: frames are %s"
+            logger.warning(text, controller.decide(), budget_ms, what, extra={"event": "over_budget"})

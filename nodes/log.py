@@ -3,10 +3,11 @@
     12:30:01 WARNING capture: read timeout camera=door
     {"time": "2026-11-23T12:30:01.250Z", "level": "warning", "logger": "capture", "message": "..." ...
 
-What happens with every frame would drown all else: of messages with the same logger, level, template and
-camera one a second is written, with the number that was held back. Every message counts in the metric.
+What happens with every frame would drown all else: of messages with the same logger, level, template and identity
+(camera, node ...) one a second is written, with the number that was held back. Every message counts in the metric.
 
-Facts are given as `extra={"camera": name}`; each becomes a field of its own.
+Facts are given as `extra={"camera": name}`; each becomes a field of its own. A change of state has the fact `event`,
+its name (nodes/README.md lists them); lines for people leave it out, and facts that their text has already.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, TextIO
@@ -26,7 +27,9 @@ from pipeline.masking import mask_credentials
 ROOT_LOGGER: Final = "rac"
 REPEAT_S: Final = 1.0
 # Kinds of messages that are remembered; far more than there are in the code, times cameras.
-MAX_KINDS: Final = 512
+MAX_KINDS: Final = 4096
+# Facts that say whose message it is: one of another node, camera or worker is no repeat.
+IDENTITY: Final = ("event", "node", "camera", "worker", "reason")
 
 _STANDARD_FIELDS: Final = frozenset(vars(logging.makeLogRecord({}))) | {
     "message",
@@ -71,8 +74,9 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         moment = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
-        facts = "".join(f" {name}={value}" for name, value in _facts(record).items())
         text = " ".join(record.getMessage().split("\n"))
+        told = [(name, value) for name, value in _facts(record).items() if name != "event" and str(value) not in text]
+        facts = "".join(f" {name}={value}" for name, value in told)
         line = f"{moment} {record.levelname} {_short_name(record)}: {text}{facts}{_repeats(record)}"
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
@@ -80,7 +84,15 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line; the time is UTC."""
+    """One JSON object a line; the time is UTC.
+
+    Attributes:
+        always: facts that every line has.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.always: dict[str, object] = {}
 
     def format(self, record: logging.LogRecord) -> str:
         moment = datetime.fromtimestamp(record.created, UTC)
@@ -90,7 +102,7 @@ class JsonFormatter(logging.Formatter):
             "logger": _short_name(record),
             "message": mask_credentials(record.getMessage()),
         }
-        for name, value in _facts(record).items():
+        for name, value in (self.always | _facts(record)).items():
             plain = value is None or isinstance(value, bool | int | float)
             line.setdefault(name, value if plain else mask_credentials(str(value)))
         if held_back := getattr(record, "repeats", 0):
@@ -118,6 +130,11 @@ class LogHandler(logging.StreamHandler[TextIO]):
         self._clock = clock
         self._kinds: dict[Hashable, _Kind] = {}
 
+    def set_facts(self, facts: Mapping[str, object]) -> None:
+        """Facts that every JSON line has from now on, unless the message has its own."""
+        if isinstance(self.formatter, JsonFormatter):
+            self.formatter.always = dict(facts)
+
     def set_counter(self, count: Callable[[str], None]) -> None:
         """Count messages from now on: the exporter is there later than the log."""
         self._count = count
@@ -127,7 +144,8 @@ class LogHandler(logging.StreamHandler[TextIO]):
             self._count(record.levelname.lower())
         now_s = self._clock()
         # The template, not the text: it is the same message whatever number it carries.
-        key = (record.name, record.levelno, str(record.msg), getattr(record, "camera", None))
+        identity = tuple(getattr(record, name, None) for name in IDENTITY)
+        key = (record.name, record.levelno, str(record.msg), identity)
         kind = self._kinds.get(key)
         if kind is not None and now_s - kind.written_s < REPEAT_S:
             kind.held_back += 1

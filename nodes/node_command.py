@@ -28,6 +28,7 @@ from nodes.lifecycle import EXIT_OK, RunOptions
 from nodes.metrics_server import Health, start_metrics_server
 from nodes.node_console import NodeConsole
 from nodes.node_json import NodeJson
+from nodes.node_log import NodeLog
 from nodes.node_metrics import NodeMetrics
 from nodes.node_status import NodeStatus
 from nodes.node_summary import summary
@@ -89,6 +90,9 @@ def run(config: NodeConfig, options: RunOptions) -> int:
             if options.is_json
             else NodeConsole(Console(highlight=False, soft_wrap=True), names)
         )
+        options.log.set_facts({"node": config.name})
+        if config.log.format == "json":
+            shown = Watchers([shown, NodeLog()])
         hello = _hello(config, names, spool, bundle)
         uplink = Uplink(context, named_keys[1] if named_keys else None)
         opened.callback(uplink.close)

@@ -62,6 +62,7 @@ class BundleOffers:
         if bundle_id is None:
             logger.error("the offer stays as it is: %s is not among the bundles that this cloud was started with", name)
         elif bundle_id != self._bundle_id:
-            logger.info("nodes are offered bundle %s (%s) from now on", bundle_id.hex()[:12], name)
+            facts = {"event": "offer_changed", "bundle": bundle_id.hex()[:12]}
+            logger.info("nodes are offered bundle %s (%s) from now on", bundle_id.hex()[:12], name, extra=facts)
             self._bundle_id = bundle_id
             self._watch(bundle_id)

@@ -40,10 +40,12 @@ class Quarantine:
         frame = answered.frame
         bitstream = frame.frame.bitstream
         path = self._folder / f"{frame_digest(bitstream, None).hex()[:32]}{SUFFIX}"
-        facts = {"node": frame.node, "camera": frame.camera}
+        facts = {"node": frame.node, "camera": frame.camera, "sequence": frame.frame.sequence}
         try:
             if self._keep(path, bitstream):
-                logger.warning("poisonous frame %d kept as %s", frame.frame.sequence, path, extra=facts)
+                logger.warning(
+                    "poisonous frame %d kept as %s", frame.frame.sequence, path, extra={"event": "poison_kept", **facts}
+                )
         except OSError as error:
             logger.warning("poisonous frame not kept: %s: %s", self._folder, error.strerror, extra=facts)
 

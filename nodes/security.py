@@ -48,7 +48,7 @@ class InsecureReminder:
         now_s = self._clock()
         if self._text and (self._said_s is None or now_s - self._said_s >= REMIND_EVERY_S):
             self._said_s = now_s
-            logger.warning("INSECURE: %s", self._text)
+            logger.warning("INSECURE: %s", self._text, extra={"event": "insecure"})
 
 
 def cloud_reminder(config: CloudConfig) -> InsecureReminder:

@@ -164,3 +164,14 @@ def test_every_sub_command_is_there() -> None:
     for name, command in SUBCOMMANDS.items():
         source = (ROOT / command.module.replace(".", "/")).with_suffix(".py")
         assert "def run(" in source.read_text(encoding="utf-8"), name
+
+
+def test_every_event_of_the_log_is_listed() -> None:
+    """A change of state that nobody can look up is noise."""
+    source = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "nodes").glob("*.py")))
+    used = set(re.findall(r'"event": "([a-z_]+)"', source)) | {"ready", "not_ready"}
+    table = (ROOT / "nodes/README.md").read_text(encoding="utf-8").partition("| event | of |")[2]
+    listed = {
+        word for row in table.splitlines() for word in re.findall(r"[a-z_]+", row.split("|")[1] if "|" in row else "")
+    }
+    assert used == listed

@@ -24,7 +24,7 @@ LAYERS: dict[str, int] = {
             "admission", "attempts", "authorisation", "batching", "bundle_signature", "bundle_trial",
             "camera_row", "camera_state", "classes", "cloud_actions", "cloud_ledger", "cloud_session",
             "config", "config_base", "config_files", "config_sample", "config_security", "credit_window",
-            "ed25519", "errors", "failover", "fleet_status", "heartbeat", "history", "ledger", "masking",
+            "drop_spells", "ed25519", "errors", "failover", "fleet_status", "heartbeat", "history", "ledger", "masking",
             "metrics", "node_cameras", "node_limits", "percentiles", "rate_control", "replay", "result_memory",
             "session", "spool_records", "totals", "wire", "wire_fields",
         ),

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from nodes.cloud import AnsweredFrame
 from nodes.cloud_console import CloudConsole, SinkWatcher
+from nodes.cloud_log import CloudLog
 from nodes.cloud_metrics import CloudMetrics
 from nodes.cloud_status import CloudStatus
 from nodes.exporter import Exporter
@@ -30,7 +31,7 @@ from pipeline.cloud_ledger import CloudLedger
 from pipeline.cloud_session import CloudSessions
 from pipeline.decoding import BatchTimings
 from pipeline.ledger import Outcome
-from pipeline.wire import CameraEntry, FrameMessage, Hello, TopClass, pack
+from pipeline.wire import CameraEntry, FrameMessage, Hello, RejectCode, TopClass, pack
 from tests.fakes import BUNDLE_ID, MS, FakeClock, FakePool, S, make_bitstream, make_classes
 from tests.trivial_worker import make_job
 
@@ -265,18 +266,74 @@ def test_first_ready_worker_is_told_once() -> None:
 
 
 def test_changes_go_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    console = CloudConsole(None)
+    log = CloudLog()
     with caplog.at_level(logging.INFO, "rac.cloud"):
-        console.session_changed(SessionOpened(b"r", "dock", ("gate", "belt")))
-        console.session_changed(SessionClosed(b"r", "dock", "timeout"))  # type: ignore[arg-type]
-        console.worker_lost(WorkerLost(1, LossReason.CRASH, -9, make_job(frames=3)))
-        console.answered(answered(Outcome.CORRUPT))
+        log.session_changed(SessionOpened(b"r", "dock", ("gate", "belt")))
+        log.session_changed(SessionClosed(b"r", "dock", CloseReason.TIMEOUT))
+        log.worker_lost(WorkerLost(1, LossReason.CRASH, -9, make_job(frames=3)))
+        log.answered(answered(Outcome.CORRUPT))
     assert caplog.messages == [
         "node dock is there, cameras gate, belt",
         "node dock is gone (timeout)",
         "worker 1 lost (crash, exit code -9), with a batch of 3; it is started again",
         "frames not classified (corrupt): why",
     ]
+    facts = [(record.event, getattr(record, "reason", None)) for record in caplog.records]  # type: ignore[attr-defined]
+    assert facts == [
+        ("session_opened", None),
+        ("session_closed", "timeout"),
+        ("worker_lost", "crash"),
+        ("drops_began", "corrupt"),
+    ]
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[tuple[Any, ...]]:
+    """Event, reason, sequence and count of what was logged since the last call."""
+    records = [
+        tuple(getattr(record, name, None) for name in ("event", "reason", "sequence", "count"))
+        for record in caplog.records
+    ]
+    caplog.clear()
+    return records
+
+
+def test_lost_frames_are_one_spell_in_the_log(front: Any, caplog: pytest.LogCaptureFixture) -> None:
+    log = CloudLog()
+    log.attach(front)
+    caplog.set_level(logging.INFO, "rac.cloud")
+    for _ in range(500):
+        log.answered(answered(Outcome.STALE))
+        log.answered(answered())
+    log.idle(S)
+    assert told(caplog) == [("drops_began", "stale", 7, None)]
+    log.idle(60 * S)
+    assert told(caplog) == [("drops_ended", "stale", 7, 500)]
+    log.idle(120 * S)
+    assert told(caplog) == []
+
+
+def test_what_nobody_tells_is_looked_for(front: Any, sink: FakeSink, caplog: pytest.LogCaptureFixture) -> None:
+    """Readiness, nodes that are not let in, and sinks that are too slow."""
+    log = CloudLog([sink], is_for_machines=True)
+    log.attach(front)
+    caplog.set_level(logging.INFO, "rac.cloud")
+    front.trouble = ["no worker can serve: 2 starting"]
+    log.idle(S)
+    front.trouble = ["no worker can serve: 1 starting"]
+    log.idle(2 * S)
+    assert told(caplog) == [("not_ready", None, None, None)], "other words for the same are no change"
+    front.trouble = []
+    log.idle(3 * S)
+    assert told(caplog) == [("ready", None, None, None)]
+    for _ in range(5):
+        front.sessions.refuse(b"r", RejectCode.FULL, "full")
+    sink.dropped = 20
+    log.idle(4 * S)
+    sink.dropped = 30
+    log.idle(5 * S)
+    assert told(caplog) == [("handshakes_refused", "full", None, 5), ("drops_began", "sink 0", None, None)]
+    log.idle(20 * S)
+    assert told(caplog) == [("drops_ended", "sink 0", None, 30)]
 
 
 def test_sinks_get_every_answered_frame(sink: FakeSink) -> None:

@@ -119,6 +119,28 @@ def test_repeats_of_another_camera_or_message_are_not_held_back(text_log: LogHan
     assert stream.getvalue().count("\n") == 4
 
 
+def test_the_same_change_of_another_node_or_worker_is_no_repeat(text_log: LogHandler, stream: io.StringIO) -> None:
+    """Fifty nodes that come within a second are fifty events."""
+    for number in range(50):
+        LOGGER.info("node %s is there", f"n{number}", extra={"event": "session_opened", "node": f"n{number}"})
+        LOGGER.warning("worker %d lost", number, extra={"event": "worker_lost", "worker": number})
+    assert stream.getvalue().count("\n") == 100
+
+
+def test_lines_for_people_say_nothing_twice(text_log: LogHandler, stream: io.StringIO) -> None:
+    LOGGER.info("node %s is there", "dock", extra={"event": "session_opened", "node": "dock", "camera": "door"})
+    assert stream.getvalue().endswith(" INFO capture: node dock is there camera=door\n")
+
+
+def test_facts_of_the_program_are_on_every_json_line(json_log: LogHandler, stream: io.StringIO) -> None:
+    json_log.set_facts({"node": "dock"})
+    LOGGER.info("up", extra={"event": "camera_up"})
+    LOGGER.info("of another", extra={"node": "gate"})
+    first, second = map(json.loads, stream.getvalue().splitlines())
+    assert (first["node"], first["event"]) == ("dock", "camera_up")
+    assert second["node"] == "gate"
+
+
 def test_repeats_that_stop_are_written_by_the_loop(text_log: LogHandler, stream: io.StringIO, clock: FakeClock) -> None:
     for number in range(3):
         LOGGER.warning("frame %d is bad", number)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from nodes.lanes import Lane
 from nodes.metrics_server import Health
 from nodes.node_console import NodeConsole
 from nodes.node_json import NodeJson
+from nodes.node_log import NodeLog
 from nodes.node_metrics import NodeMetrics, ledger_totals, readiness
 from nodes.node_status import NodeStatus
 from nodes.status_board import StatusBoard
@@ -416,3 +418,69 @@ def test_status_is_made_when_a_page_asks(node: Any) -> None:
     assert "secret" not in json.dumps(document)
     assert document["facts"]["Cloud"] == "none: heartbeat: cloud is silent"
     assert "no session with a cloud" in document["trouble"]
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[tuple[Any, ...]]:
+    """Event, reason, sequence and count of what was logged since the last call."""
+    records = [
+        tuple(getattr(record, name, None) for name in ("event", "reason", "sequence", "count"))
+        for record in caplog.records
+    ]
+    caplog.clear()
+    return records
+
+
+def test_log_has_every_change_of_camera_and_link_once(node: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "rac.node")
+    log = NodeLog()
+    log.attach(node)
+    log.camera_changed(DOOR, Up(640, 480))
+    log.camera_changed(DOOR, Down(DownReason.READ_TIMEOUT, "no picture", 0, 0, 0))
+    log.camera_changed(DOOR, BadFrames(3))
+    log.camera_changed(DOOR, Finished(0, 0))
+    assert told(caplog) == [
+        ("camera_up", None, 0, None),
+        ("camera_down", "read_timeout", 0, None),
+        ("bad_frames", None, 0, 3),
+        ("camera_finished", None, 0, None),
+    ]
+    nobody = Lost(LossReason.NO_ANSWER, "nobody there", None, was_up=False)
+    log.link_changed(Lost(LossReason.HEARTBEAT, "cloud is silent", None, was_up=True))
+    for _ in range(5):
+        log.link_changed(nobody)
+    log.link_changed(opened())
+    log.link_changed(nobody)
+    log.depth_changed(DepthChange(4, 2, ChangeCause.OVERRUN))
+    events = [entry[:2] for entry in told(caplog)]
+    assert events == [
+        ("link_down", "heartbeat"),
+        ("link_down", "no_answer"),
+        ("link_up", None),
+        ("link_down", "no_answer"),
+        ("depth_changed", "overrun"),
+    ]
+
+
+def test_log_tells_lost_frames_as_a_spell_and_choices_not_at_all(node: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "rac.node")
+    log = NodeLog()
+    log.attach(node)
+    log.idle(S)
+    assert told(caplog) == [("ready", None, None, None)]
+    node.ledger.skip("door", 0, 6, Outcome.SUPERSEDED)
+    node.ledger.capture("door", 7, 0)
+    log.closed(ClosedFrame("door", 7, Outcome.ENCODE_ERROR, None, None, None, None, None), None)
+    node.ledger.drop("door", 7, Outcome.ENCODE_ERROR, 0)
+    log.idle(2 * S)
+    assert told(caplog) == [("drops_began", "encode_error", 7, None)]
+    node.session.is_up = False
+    node.ledger.skip("door", 8, 90, Outcome.LINK_DOWN)
+    log.idle(3 * S)
+    node.ledger.skip("door", 91, 95, Outcome.LINK_DOWN)
+    log.idle(4 * S)
+    assert [entry[:2] for entry in told(caplog)] == [("not_ready", None), ("drops_began", "link_down")]
+    log.idle(30 * S)
+    assert [entry[:2] + entry[3:] for entry in told(caplog)] == [
+        ("drops_ended", "encode_error", 1),
+        ("drops_ended", "link_down", 88),
+    ]
