@@ -450,7 +450,7 @@ def test_log_has_every_change_of_camera_and_link_once(node: Any, caplog: pytest.
         log.link_changed(nobody)
     log.link_changed(opened())
     log.link_changed(nobody)
-    log.depth_changed(DepthChange(4, 2, ChangeCause.OVERRUN))
+    log.depth_changed(DepthChange(4, 2, ChangeCause.OVERRUN, 9 * MS))
     events = [entry[:2] for entry in told(caplog)]
     assert events == [
         ("link_down", "heartbeat"),
