@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from deploy.grafana.boards.catalogue import BOARDS, FOLDER, render
+from deploy.grafana.boards.fleet import OBJECTIVE_S
 from deploy.grafana.boards.jpeg import JPEG_POINTS, jpeg_bpp_by_level
 from deploy.grafana.boards.model import Board, Json
 from deploy.grafana.boards.promql import FOREIGN, LOST, mean, quantile, rate, select
@@ -244,8 +245,10 @@ def test_expressions_of_what_is_not_there_are_refused() -> None:
             wrong()
 
 
-def test_lost_means_what_it_means_in_the_alerts() -> None:
-    assert f"{{{LOST}}}" in (ROOT / "deploy/prometheus/rules/recording.yml").read_text()
+def test_lost_and_late_mean_what_they_mean_in_the_alerts() -> None:
+    rules = (ROOT / "deploy/prometheus/rules/recording.yml").read_text()
+    assert f"{{{LOST}}}" in rules
+    assert set(re.findall(r'le="([\d.]+)"', rules)) == {str(OBJECTIVE_S)}
 
 
 def test_jpeg_points_are_those_of_the_readme() -> None:

@@ -6,7 +6,20 @@ from typing import Final
 
 from deploy.grafana.boards.model import CAMERAS, CLOUDS, NODES, Board, Panel, Query, Row
 from deploy.grafana.boards.panels import SLOW, heatmap, lines, table
-from deploy.grafana.boards.promql import CAMERA, CLOUD, MIN_SAMPLE, NODE, by, grown, heat, quantile, rate, ratio, select
+from deploy.grafana.boards.promql import (
+    CAMERA,
+    CLOUD,
+    MIN_SAMPLE,
+    NODE,
+    by,
+    count,
+    grown,
+    heat,
+    quantile,
+    rate,
+    ratio,
+    select,
+)
 
 POINT: Final = "depth, level"
 
@@ -41,7 +54,7 @@ def _top_of_table(top: int) -> str:
 
 
 #: Frames of each pair that was in use.
-USED: Final = f"{by(POINT, grown('rac_node_bitstream_bytes_count', NODE))} > 0"
+USED: Final = f"{count('rac_node_bitstream_bytes_count', POINT, NODE)} > 0"
 
 
 def _measured(what: str) -> str:
@@ -65,7 +78,7 @@ COMPLEXITY: Final = Row(
             "Camera array to bytes, 95th percentile, and the smallest budget among the chosen nodes.",
             "s",
             Query(quantile(0.95, "rac_node_encode_duration_seconds", "depth", NODE), "depth {{depth}}"),
-            Query(by("", select("rac_node_budget_seconds", NODE), "min"), "budget"),
+            Query(by("", select("rac_node_budget_seconds", NODE), "min"), "budget", is_limit=True),
         ),
         lines(
             "Budget overruns",
@@ -160,8 +173,8 @@ ACCURACY: Final = Row(
                 "Rate",
                 "suffix: bpp",
             ),
-            Query(_measured("bits_per_pixel"), "Measured rate", "suffix: bpp"),
-            Query(f"{by(POINT, grown('rac_cloud_reference_frames_total', CLOUD))} > 0", "References", "short"),
+            Query(_measured("bits_per_pixel"), "Offline rate", "suffix: bpp"),
+            Query(f"{count('rac_cloud_reference_frames_total', POINT, CLOUD)} > 0", "References", "short"),
             Query(
                 ratio(
                     by(POINT, grown("rac_cloud_reference_agreements_total", CLOUD)),
@@ -171,8 +184,8 @@ ACCURACY: Final = Row(
                 "Agreement",
                 "percentunit",
             ),
-            Query(_measured("agreement"), "Measured agreement", "percentunit"),
-            Query(f"{by(POINT, grown('rac_cloud_labelled_frames_total', CLOUD))} > 0", "Labelled", "short"),
+            Query(_measured("agreement"), "Offline agreement", "percentunit"),
+            Query(f"{count('rac_cloud_labelled_frames_total', POINT, CLOUD)} > 0", "Labelled", "short"),
             Query(_top_of_table(1), "Top-1", "percentunit"),
             Query(_top_of_table(5), "Top-5", "percentunit"),
             sort="Frames",

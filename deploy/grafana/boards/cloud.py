@@ -121,7 +121,7 @@ WORK: Final = Row(
             "suffix: frames",
             Query(by("", select("rac_cloud_queue_frames", CLOUD)), "waiting"),
             Query(by("", select("rac_cloud_in_flight_frames", CLOUD)), "in flight"),
-            Query(by("", select("rac_cloud_queue_limit_frames", CLOUD)), "limit"),
+            Query(by("", select("rac_cloud_queue_limit_frames", CLOUD)), "limit", is_limit=True),
         ),
         lines(
             "Waiting",

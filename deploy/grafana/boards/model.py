@@ -31,12 +31,14 @@ class Query:
         legend: name of its series, `{{label}}` filled in; in a table the heading of its column.
         unit: where it is another than the panel's.
         thresholds: colours of a table's column.
+        is_limit: a dashed line that the others are held against, on top of nothing.
     """
 
     expr: str
     legend: str
     unit: str = ""
     thresholds: Thresholds = ()
+    is_limit: bool = False
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,10 @@ from deploy.grafana.boards.promql import (
 
 KEY: Final = "node, camera"
 SERIES: Final = "{{node}} {{camera}}"
+#: Stages that the budget covers, and those that it does not.
+CODED: Final = 'stage=~"preprocess|encode|entropy"'
+AROUND: Final = 'stage!~"preprocess|encode|entropy"'
+BUDGET: Final = by("", select("rac_node_budget_seconds", NODE), "min")
 _ANSWERED: Final = by("", grown("rac_node_results_total", CAMERA, ANSWERED))
 _LOST: Final = by("", grown("rac_node_frames_dropped_total", CAMERA, LOST))
 
@@ -97,13 +101,10 @@ STATE: Final = Row(
         ),
         table(
             "Sources",
-            "What each camera is, and whether it is up.",
-            Query(
-                by("node, camera, kind, width, height", SOURCES, "min"),
-                "Up",
-                "bool_yes_no",
-                ((None, BAD), (1, GOOD)),
-            ),
+            "What each camera is, and whether it is up; facts are missing of one that was never open.",
+            Query(by(KEY, select("rac_node_camera_up", CAMERA), "min"), "Up", "bool_yes_no", ((None, BAD), (1, GOOD))),
+            Query(by("node, camera, kind, width, height", SOURCES, "max"), "Known", "none"),
+            hidden=("Value #B",),
             headings=(
                 ("node", "Node"),
                 ("camera", "Camera"),
@@ -155,10 +156,11 @@ CODING: Final = Row(
     (
         lines(
             "Stages of a frame, and the budget",
-            "Mean time of each stage, on top of one another; preprocess, encode and entropy together are what the"
-            " budget covers. Stages belong to the whole node.",
+            "Mean time of the stages that the budget covers, on top of one another, against the smallest budget."
+            " Stages are those of the whole node.",
             "s",
-            Query(mean("rac_node_stage_duration_seconds", "stage", NODE), "{{stage}}"),
+            Query(mean("rac_node_stage_duration_seconds", "stage", NODE, CODED), "{{stage}}"),
+            Query(BUDGET, "budget", is_limit=True),
             stacked=True,
         ),
         lines(
@@ -167,7 +169,7 @@ CODING: Final = Row(
             "s",
             Query(quantile(0.5, "rac_node_encode_duration_seconds", "", NODE), "p50"),
             Query(quantile(0.95, "rac_node_encode_duration_seconds", "", NODE), "p95"),
-            Query(by("", select("rac_node_budget_seconds", NODE), "min"), "budget"),
+            Query(BUDGET, "budget", is_limit=True),
         ),
         lines(
             "Depth",
@@ -190,10 +192,10 @@ CODING: Final = Row(
             maximum=1,
         ),
         lines(
-            "Changes of depth",
-            "Moves of the depth controller by cause, each minute.",
-            "cpm",
-            Query(f"60 * {by('cause', rate('rac_node_depth_changes_total', CAMERA))}", "{{cause}}"),
+            "Before and after coding",
+            "Mean time of the other stages: from the picture to the node's loop, and from the bytes to the socket.",
+            "s",
+            Query(mean("rac_node_stage_duration_seconds", "stage", NODE, AROUND), "{{stage}}"),
         ),
         heatmap(
             "Size of a frame",

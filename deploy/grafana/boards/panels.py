@@ -77,7 +77,7 @@ def lines(
     if many:
         legend |= {"displayMode": "table", "placement": "right", "calcs": ["mean"], "sortBy": "Mean", "sortDesc": True}
     options = {"legend": legend, "tooltip": {"mode": "multi", "sort": "desc"}}
-    overrides = _units(queries)
+    overrides = _units(queries) + _limits(queries)
     return Panel(
         "timeseries",
         title,
@@ -207,6 +207,20 @@ def _units(queries: Sequence[Query]) -> list[Json]:
         _override(letter, {"id": "unit", "value": query.unit}, matcher="byFrameRefID")
         for letter, query in zip(string.ascii_uppercase, queries, strict=False)
         if query.unit
+    ]
+
+
+def _limits(queries: Sequence[Query]) -> list[Json]:
+    """How limits are drawn."""
+    dashes: list[Json] = [
+        {"id": "custom.stacking", "value": {"mode": "none", "group": "A"}},
+        {"id": "custom.fillOpacity", "value": 0},
+        {"id": "custom.lineStyle", "value": {"fill": "dash", "dash": [10, 10]}},
+    ]
+    return [
+        _override(letter, *dashes, matcher="byFrameRefID")
+        for letter, query in zip(string.ascii_uppercase, queries, strict=False)
+        if query.is_limit
     ]
 
 

@@ -57,6 +57,11 @@ def grown(counter: str, *matchers: str) -> str:
     return _growth("increase", counter, matchers, "$__range")
 
 
+def count(counter: str, labels: str, *matchers: str) -> str:
+    """Whole events over the chosen time, without the fractions of an extrapolation."""
+    return f"round({by(labels, grown(counter, *matchers))})"
+
+
 def by(labels: str, expression: str, aggregate: str = "sum") -> str:
     """Aggregated, one series for each combination of these labels; without labels a single one."""
     return f"{aggregate} by ({labels}) ({expression})" if labels else f"{aggregate}({expression})"
