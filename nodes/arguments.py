@@ -199,8 +199,18 @@ def _add_train(parser: OneLineParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="YAML file, such as configs/train/nested-lite0.yaml")
     parser.add_argument("--out", metavar="FOLDER", help="default: runs/ and the recipe's name")
     parser.add_argument("--minutes", type=_positive, help="length, instead of the recipe's")
+    parser.add_argument("--pictures", type=_count, metavar="N", help="length in pictures seen, instead of the recipe's")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--from", dest="warm_start", metavar="CHECKPOINT", help="begin with the weights of another run")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
+    parser.add_argument("--threads", type=_count, help="default: every core")
+
+
+def _add_sweep(parser: OneLineParser) -> None:
+    parser.add_argument("plan", metavar="PLAN", help="YAML file, such as configs/train/sweeps/comparison-lite0.yaml")
+    parser.add_argument("--out", metavar="FOLDER", help="default: runs/ and the plan's name")
+    parser.add_argument("--only", action="append", default=[], metavar="NETWORK", help="no other; may be repeated")
+    parser.add_argument("--list", action="store_true", help="say what is done and what is missing, and stop")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
     parser.add_argument("--threads", type=_count, help="default: every core")
 
@@ -266,6 +276,9 @@ SUBCOMMANDS: Final[Mapping[str, Subcommand]] = {
         "pipeline.evaluation.command", "rate and accuracy of a bundle at every depth and level", _add_eval
     ),
     "train": Subcommand("pipeline.training.command", "train a codec by a recipe", _add_train),
+    "sweep": Subcommand(
+        "pipeline.training.sweep_command", "train all networks of a comparison under one budget", _add_sweep
+    ),
     "export": Subcommand("pipeline.training.export_command", "make a bundle from a checkpoint", _add_export),
     "bench": Subcommand("pipeline.bench.command", "what each stage costs on this machine", _add_bench),
     "bundle": Subcommand("nodes.bundle_command", "look into a bundle, verify it or sign it", _add_bundle),

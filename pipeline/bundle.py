@@ -4,9 +4,9 @@ A bundle is a folder, or a zip of one, with exactly these files:
 
     manifest.json         what it is, what it was measured at, size and SHA-256 of every other file
     encoder-<depth>.onnx  one graph an exit: `view` uint8 (1, 224, 224, 3) BGR and `gain` float32 (C,) in;
-                          `scaled` float32 and `symbols` int32, both (1, C, 28, 28), out
+                          `scaled` float32 and `symbols` int32, both (1, C, H, W), out
     tables.npz            integer tables, gains and dead zones
-    decoder.safetensors   the decoder's weights
+    decoder.safetensors   the decoder's weights, and a classifier's tail that was trained with it
     manifest.sig          who vouches for it (`pipeline.bundle_signature`); may be missing
 
 The bundle's id is the SHA-256 of the manifest's bytes, so one id stands for every byte. Nothing in it is run or
@@ -102,7 +102,7 @@ class Manifest(ManifestPart):
 
     format_version: Literal[1] = 1
     name: str = Field(pattern=f"^{BUNDLE_NAME}$")
-    family: Literal["nested"]
+    family: Literal["nested", "paper"]
     classifier: str
     classifier_sha256: str = Field(pattern="^[0-9a-f]{64}$")
     cut: str
@@ -115,7 +115,7 @@ class Manifest(ManifestPart):
         Annotated[int, Field(ge=1, le=MAX_LATENT_SIDE)],
         Annotated[int, Field(ge=1, le=MAX_LATENT_SIDE)],
     ]
-    network: dict[str, int | float | list[int]]
+    network: dict[str, int | float | str | list[int]]
     training: dict[str, str | int | float]
     measured: Measured | None = None
     files: dict[str, FileEntry]

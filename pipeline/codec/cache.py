@@ -13,6 +13,8 @@ import numpy as np
 from pipeline.bundle import Bundle
 from pipeline.codec.classifier import classifier_sha256, load_classifier
 from pipeline.codec.graphs import export_cloud_graph, export_reference_graph, read_decoder
+from pipeline.codec.lite0 import Lite0
+from pipeline.codec.paper_bundle import export_paper_cloud_graph, read_paper_cloud
 from pipeline.errors import BundleError, BundleMismatchError
 from pipeline.inference import (
     CLOUD_GRAPH,
@@ -45,12 +47,14 @@ def prepare_graphs(bundle: Bundle, root: Path, weights: Path | None = None) -> P
         raise BundleMismatchError(
             f"bundle {bundle.manifest.name} was trained with other {bundle.manifest.classifier} weights than these"
         )
-    graphs = {CLOUD_GRAPH: export_cloud_graph(bundle, classifier), REFERENCE_GRAPH: export_reference_graph(classifier)}
+    is_paper = bundle.manifest.family == "paper"
+    cloud_graph = export_paper_cloud_graph(bundle, classifier) if is_paper else export_cloud_graph(bundle, classifier)
+    graphs = {CLOUD_GRAPH: cloud_graph, REFERENCE_GRAPH: export_reference_graph(classifier)}
     try:
         root.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix="making-", dir=root))
         try:
-            _write(temporary, bundle, graphs)
+            _write(temporary, bundle, classifier, graphs)
             if find_graphs(root, bundle.bundle_id, weights) is None:  # another process may have been faster
                 if folder.exists():
                     shutil.rmtree(folder)
@@ -65,11 +69,12 @@ def prepare_graphs(bundle: Bundle, root: Path, weights: Path | None = None) -> P
     return folder
 
 
-def _write(folder: Path, bundle: Bundle, graphs: Mapping[str, bytes]) -> None:
+def _write(folder: Path, bundle: Bundle, classifier: Lite0, graphs: Mapping[str, bytes]) -> None:
     """Graphs, vectors and, last, the facts with the hashes of both."""
     for name, content in graphs.items():
         (folder / name).write_bytes(content)
-    _, inverse_gain, condition = read_decoder(bundle)
+    is_paper = bundle.manifest.family == "paper"
+    _, inverse_gain, condition = read_paper_cloud(bundle, classifier) if is_paper else read_decoder(bundle)
     np.savez(folder / VECTORS_FILE, inverse_gain=inverse_gain.numpy(), condition=condition.numpy())
     facts = {
         "depths": bundle.manifest.depths,

@@ -16,7 +16,7 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save as save_tensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.bundle import (
     DECODER_FILE,
@@ -93,8 +93,8 @@ def export_bundle(
     zones = {level16: float(np.interp(level16 / 16, np.arange(shape.levels), whole)) for level16 in levels}
     tables: dict[tuple[int, int], TableSet] = {}
     for depth, graph in graphs.items():
-        _check_graph(codec, depth, graph, views[:CHECKED_PICTURES], gains[levels[-1]])
-        tables |= _fit_depth(depth, graph, views, gains, zones)
+        check_graph(EdgeGraph(codec, depth), depth, graph, views[:CHECKED_PICTURES], gains[levels[-1]])
+        tables |= fit_depth(depth, graph, views, gains, zones)
         progress(f"depth {depth}: graph checked, {len(levels)} table sets fitted")
     files = {encoder_file(depth): graph for depth, graph in graphs.items()}
     files[TABLES_FILE] = pack_operating_points(tables, gains, zones)
@@ -147,11 +147,15 @@ def _gain(codec: NestedCodec, level16: int) -> NDArray[np.float32]:
 
 
 @torch.no_grad()
-def _check_graph(
-    codec: NestedCodec, depth: int, graph: bytes, views: NDArray[np.uint8], gain: NDArray[np.float32]
+def check_graph(
+    module: nn.Module, depth: int, graph: bytes, views: NDArray[np.uint8], gain: NDArray[np.float32]
 ) -> None:
-    """Compare the exported graph's symbols with torch's."""
-    module = EdgeGraph(codec, depth).eval()
+    """Compare an exported graph's symbols with those of the module that it was made from.
+
+    Raises:
+        BundleFormatError: they differ by more than a rare rounding at the very edge.
+    """
+    module.eval()
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     different = total = 0
     for view in views:
@@ -166,7 +170,7 @@ def _check_graph(
         raise BundleFormatError(f"depth {depth}: {different} of {total} symbols differ between graph and torch")
 
 
-def _fit_depth(
+def fit_depth(
     depth: int,
     graph: bytes,
     views: NDArray[np.uint8],

@@ -6,6 +6,8 @@ import argparse
 import os
 import signal
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,18 +19,21 @@ from pipeline.errors import ConfigError, TrainingError
 from pipeline.training.checkpoint import load_checkpoint
 from pipeline.training.datasets import CropSampler, Pictures, load_pictures
 from pipeline.training.families import start_training
-from pipeline.training.loop import CHECKPOINT_FILE, Training, now_s, resume, run_training
+from pipeline.training.loop import Training, now_s, resume, run_training
 from pipeline.training.progress import choose_watchers
 from pipeline.training.ranks import ALONE, Ranks, joined_ranks
 from pipeline.training.recipes import Recipe, load_recipe
+from pipeline.training.run_folder import CHECKPOINT_FILE
 from pipeline.training.teacher import Classifier, Engine, OpenVinoEngine, Teacher, TorchEngine, normalise
 
 TEACHER_SAMPLE = 256
 
 
-def build_training(recipe: Recipe, device: str, threads: int, ranks: Ranks = ALONE) -> Training:
-    """Read pictures and classifier and join them to a run that has not begun."""
-    pictures = load_pictures(recipe.data.folders, recipe.data.labels)
+def build_training(
+    recipe: Recipe, device: str, threads: int, ranks: Ranks = ALONE, pictures: Pictures | None = None
+) -> Training:
+    """Read the classifier, and pictures unless they are given, and join them to a run that has not begun."""
+    pictures = pictures or load_pictures(recipe.data.folders, recipe.data.labels)
     weights = None if recipe.classifier_weights is None else Path(recipe.classifier_weights)
     classifier: Classifier
     if recipe.classifier == "resnet50":
@@ -51,20 +56,24 @@ def run(args: argparse.Namespace) -> int:
     """Entry of the sub-command; returns the exit code.
 
     Args:
-        args: recipe, out, minutes, resume, warm_start, device, threads, json.
+        args: recipe, out, minutes, pictures, resume, warm_start, device, threads, json.
     """
-    recipe = load_recipe(Path(args.recipe))
+    full = recipe = load_recipe(Path(args.recipe))
+    if args.minutes is not None and args.pictures is not None:
+        raise ConfigError("command line", "--pictures", "a run's length is its pictures or its --minutes: give one")
     if args.minutes is not None:
-        recipe = recipe.model_copy(update={"minutes": args.minutes})
+        recipe = recipe.model_copy(update={"minutes": args.minutes, "pictures": None})
+    if args.pictures is not None:
+        recipe = recipe.model_copy(update={"pictures": args.pictures})
     if args.resume and args.warm_start is not None:
         raise ConfigError("command line", "--from", "begins a run, --resume goes on with one: give one of them")
     warm = None if args.warm_start is None else load_checkpoint(Path(args.warm_start))
-    _check_device(args.device)
+    check_device(args.device)
     with joined_ranks(args.device) as ranks:
-        return _run(args, recipe, warm, ranks)
+        return _run(args, recipe, full, warm, ranks)
 
 
-def _run(args: argparse.Namespace, recipe: Recipe, warm: dict[str, object] | None, ranks: Ranks) -> int:
+def _run(args: argparse.Namespace, recipe: Recipe, full: Recipe, warm: dict[str, object] | None, ranks: Ranks) -> int:
     folder = Path(args.out or f"runs/{recipe.name}")
     if ranks.is_first:
         _prepare_folder(folder, args.resume)
@@ -79,15 +88,40 @@ def _run(args: argparse.Namespace, recipe: Recipe, warm: dict[str, object] | Non
         _say(ranks, f"starts from the weights of {args.warm_start}" + (f", without {', '.join(left)}" if left else ""))
     if args.resume and resume(training, folder):
         _say(ranks, f"resumed at step {training.step}, {training.progress:.0%} done")
-    stop_asked: list[bool] = []
-    before = {name: signal.signal(name, lambda *_: stop_asked.append(True)) for name in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with stop_requests() as should_stop:
         watchers = choose_watchers(folder, args.json) if ranks.is_first else []
-        run_training(training, folder, watchers, lambda: bool(stop_asked), now_s)
+        run_training(training, folder, watchers, should_stop, now_s)
+    if recipe != full:
+        _say(ranks, describe_full_length(full, training, ranks.count))
+    return 0
+
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Whether SIGINT or SIGTERM came meanwhile; afterwards they are handled as before."""
+    asked: list[bool] = []
+    before = {name: signal.signal(name, lambda *_: asked.append(True)) for name in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
     finally:
         for name, handler in before.items():
             signal.signal(name, handler)
-    return 0
+
+
+def describe_full_length(full: Recipe, training: Training, ranks: int = 1) -> str:
+    """What a recipe's whole length would take, at the speed of a shortened run of it."""
+    speed = training.seen / training.elapsed_s if training.elapsed_s > 0 else 0.0
+    if speed == 0:
+        return f"{full.name} in full: no speed was measured"
+    if full.pictures is None:
+        pictures, hours = round(60 * full.minutes * speed), full.minutes / 60
+    else:
+        pictures, hours = full.pictures, full.pictures / speed / 3600
+    place = f"{ranks} x {training.device.type}" if ranks > 1 else training.device.type
+    return (
+        f"{full.name} in full: {pictures:,} pictures seen, about {hours:,.1f} hours at the {speed:.1f} pictures/s "
+        f"measured here ({place})"
+    )
 
 
 def _say(ranks: Ranks, text: str) -> None:
@@ -103,7 +137,8 @@ def _describe(recipe: Recipe, pictures: Pictures, folder: Path) -> str:
     )
     if recipe.family == "paper":
         counts += f", {pictures.num_labelled} labelled" if pictures.num_labelled else ", no labels: CE is left out"
-    return f"{counts}; {recipe.minutes:g} minutes into {folder}"
+    length = f"{recipe.minutes:g} minutes" if recipe.pictures is None else f"{recipe.pictures:,} pictures seen"
+    return f"{counts}; {length} into {folder}"
 
 
 def _prepare_folder(folder: Path, may_resume: bool) -> Path:
@@ -117,7 +152,7 @@ def _prepare_folder(folder: Path, may_resume: bool) -> Path:
     return folder
 
 
-def _check_device(name: str) -> None:
+def check_device(name: str) -> None:
     try:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts

@@ -13,16 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import TrainingError
+from pipeline.inference import file_sha256
 from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.training.datasets import CropSampler, Pictures
 from pipeline.training.device_crops import DeviceCropSampler
 from pipeline.training.progress import IntervalMeans, Watcher
 from pipeline.training.ranks import ALONE, Ranks
 from pipeline.training.recipes import CropRecipe, Recipe
+from pipeline.training.run_folder import CHECKPOINT_FILE, LOG_FILE, SHA256, trim_log
 from pipeline.training.task import Task, labels_of
 from pipeline.training.teacher import normalise
 
-CHECKPOINT_FILE, LOG_FILE = "checkpoint.pt", "log.jsonl"
 LINE_STEPS = 50
 """Steps between two lines of the log."""
 START_PICTURES = 64
@@ -36,6 +37,9 @@ Sampler = CropSampler | DeviceCropSampler
 
 class Training:
     """State of one run: its task's networks and optimisers, progress, random numbers.
+
+    Attributes:
+        step / seen: steps of the optimiser and pictures, of all ranks together, that the run has made.
 
     Args:
         sampler: of the training pictures, seeded by the recipe, equal on all ranks.
@@ -57,6 +61,7 @@ class Training:
         start = sampler.batch(recipe.crops[0].size_px, START_PICTURES)
         self.task = make_task(normalise(start, self.device, recipe.classifier))
         self.step = 0
+        self.seen = 0
         self.elapsed_s = 0.0
         self.skipped_steps = 0
         if not ranks.is_first:
@@ -65,8 +70,17 @@ class Training:
 
     @property
     def progress(self) -> float:
-        """Share of the run that is done, by time."""
+        """Share of the run that is done: of its pictures where the recipe counts them, else of its time."""
+        if self.recipe.pictures is not None:
+            return min(1.0, self.seen / self.recipe.pictures)
         return min(1.0, self.elapsed_s / (60 * self.recipe.minutes))
+
+    @property
+    def left_s(self) -> float:
+        """Seconds that are left, at the speed so far where the recipe counts pictures."""
+        if self.recipe.pictures is None:
+            return 60 * self.recipe.minutes - self.elapsed_s
+        return self.elapsed_s * (self.recipe.pictures / self.seen - 1) if self.seen else 0.0
 
     @property
     def crop(self) -> CropRecipe:
@@ -95,6 +109,7 @@ class Training:
             for optimiser in task.optimisers:
                 optimiser.step()
         self.step += 1
+        self.seen += crop.batch * self.ranks.count
         self._update_average()
         return {**parts, "loss": float(loss.detach()), "gradient_norm": float(norm)}
 
@@ -121,6 +136,7 @@ class Training:
             "optimisers": [optimiser.state_dict() for optimiser in task.optimisers],
             **task.state(),
             "step": self.step,
+            "seen": self.seen,
             "elapsed_s": self.elapsed_s,
             "skipped_steps": self.skipped_steps,
             **random,
@@ -138,7 +154,7 @@ class Training:
             optimiser.load_state_dict(saved)
         task.restore(state)
         self.step, self.elapsed_s = state["step"], state["elapsed_s"]
-        self.skipped_steps = state.get("skipped_steps", 0)
+        self.seen, self.skipped_steps = state.get("seen", 0), state.get("skipped_steps", 0)
         others = state.get("other_ranks", [])
         if self.ranks.is_first:
             self._set_random_state(state)
@@ -224,9 +240,8 @@ class _RunLog:
         self._watchers = watchers if is_writing else ()
 
     def step(self, training: Training, parts: dict[str, float], images_per_s: float) -> None:
-        left_s = 60 * training.recipe.minutes - training.elapsed_s
         for watcher in self._watchers:
-            watcher.step(training.step, training.progress, left_s, images_per_s, parts)
+            watcher.step(training.step, training.progress, training.left_s, images_per_s, parts)
 
     def line(self, line: dict[str, Any]) -> None:
         if self._file is not None:
@@ -249,9 +264,10 @@ def run_training(
     should_stop: Callable[[], bool],
     clock: Callable[[], float],
 ) -> None:
-    """Train until the recipe's time is up or a stop is asked for; the state is saved either way.
+    """Train until the recipe's length is reached or a stop is asked for; the state is saved either way.
 
-    At the end of its time the run is finished and validated; a stop does not wait for that.
+    At its end the run is finished and validated, and the log's last line names the hash of the weights that it belongs
+    to; a stop does not wait for that.
 
     Args:
         folder: gets `checkpoint.pt` and `log.jsonl`.
@@ -297,17 +313,23 @@ def run_training(
             save()
         if training.progress >= 1 and ranks.is_first:
             ending["validation"] = training.task.validate(training.pictures)
+            ending |= {"seen": training.seen, SHA256: file_sha256(folder / CHECKPOINT_FILE)}
         log.line({"step": training.step, "elapsed_s": training.elapsed_s, **ending})
     finally:
         log.close()
 
 
 def resume(training: Training, folder: Path) -> bool:
-    """Take up the folder's checkpoint if there is one; says whether there was."""
+    """Take up the folder's checkpoint if there is one; says whether there was.
+
+    Lines of the log that came after it are taken away: their steps are made again.
+    """
     checkpoint = folder / CHECKPOINT_FILE
     if not checkpoint.exists():
         return False
     training.restore(load_checkpoint(checkpoint, training.recipe.model_dump(mode="json")))
+    if training.ranks.is_first:
+        trim_log(folder / LOG_FILE, training.step)
     return True
 
 

@@ -51,10 +51,15 @@ class PaperTargets:
     labels: Tensor
 
 
+def paper_shape_of(recipe: Recipe) -> PaperShape:
+    """The recipe's network at its classifier's cut."""
+    cut_channels = CUT_CHANNELS if recipe.classifier == "resnet50" else CUTS[recipe.cut].channels
+    return PaperShape(recipe.paper.network, recipe.paper.depth, cut_channels)
+
+
 def build_paper(recipe: Recipe) -> PaperCodec:
     """An untrained codec of the recipe's network."""
-    cut_channels = CUT_CHANNELS if recipe.classifier == "resnet50" else CUTS[recipe.cut].channels
-    return build_paper_codec(PaperShape(recipe.paper.network, recipe.paper.depth, cut_channels))
+    return build_paper_codec(paper_shape_of(recipe))
 
 
 class PaperTask:

@@ -145,6 +145,7 @@ class Recipe(RecipePart):
     start: Literal["principal", "random"] = "principal"
     seed: int = 1
     minutes: float = Field(60, gt=0, description="length of the whole run; the schedule is fitted to it")
+    pictures: int | None = Field(None, gt=0, description="length in pictures seen, instead of minutes")
     deepest_share: float = Field(0.35, ge=0, le=1, description="of the frames that take the deepest exit")
     network: NetworkRecipe = NetworkRecipe()
     paper: PaperRecipe = PaperRecipe()

@@ -21,6 +21,8 @@ from pipeline.training import command
 from pipeline.training.checkpoint import load_checkpoint
 from pipeline.training.loop import CHECKPOINT_FILE, Training
 
+PAPER_CROP = {"until": 1.0, "size_px": 64, "batch": 2}
+
 
 @pytest.fixture(autouse=True)
 def _light(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, classifier: object) -> None:
@@ -146,9 +148,9 @@ def test_train_from_another_runs_weights(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     stop_after(2, signal.SIGTERM)
-    assert train(recipe_file, "--out", str(tmp_path / "first")) == 0
+    assert train(recipe_file, "--minutes", "5", "--out", str(tmp_path / "first")) == 0
     weights = str(tmp_path / "first" / CHECKPOINT_FILE)
-    assert train(recipe_file, "--out", str(tmp_path / "second"), "--from", weights) == 0
+    assert train(recipe_file, "--minutes", "5", "--out", str(tmp_path / "second"), "--from", weights) == 0
     assert f"starts from the weights of {weights}" in capsys.readouterr().err
     assert load_checkpoint(tmp_path / "second" / CHECKPOINT_FILE)["step"] == 2
     assert train(recipe_file, "--out", str(tmp_path / "second"), "--from", weights, "--resume") == 2
@@ -162,7 +164,7 @@ def test_train_from_another_runs_weights(
 def checkpoint(recipe_file: Path, tmp_path: Path, stop_after: Callable[[int, signal.Signals], None]) -> Path:
     """Of a run of two steps."""
     stop_after(2, signal.SIGTERM)
-    assert train(recipe_file, "--out", str(tmp_path / "run")) == 0
+    assert train(recipe_file, "--minutes", "5", "--out", str(tmp_path / "run")) == 0
     return tmp_path / "run" / CHECKPOINT_FILE
 
 
@@ -234,14 +236,37 @@ def test_export_takes_nothing_away(checkpoint: Path, tmp_path: Path, capsys: pyt
     assert sorted(path.name for path in checkpoint.parent.iterdir()) == before
 
 
-def test_export_of_the_papers_family_says_that_it_cannot(
+def test_export_of_a_codec_for_resnet50_says_that_it_cannot(
     tmp_path: Path, recipe_fields: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     import torch
 
-    torch.save({"recipe": {**recipe_fields, "family": "paper", "cut": "stride4"}}, tmp_path / "paper.pt")
+    fields = {**recipe_fields, "family": "paper", "cut": "stride4", "classifier": "resnet50", "classifier_weights": "x"}
+    torch.save({"recipe": fields}, tmp_path / "paper.pt")
     assert export(tmp_path / "paper.pt", tmp_path / "bundle") == 1
-    assert "family paper cannot be exported yet" in capsys.readouterr().err
+    assert "codecs for resnet50 cannot be exported yet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("paper", [{"depth": 0}, {"network": "entropic_student", "classifier_training": "joint"}])
+def test_export_of_the_papers_family_is_a_bundle_like_any_other(
+    recipe_file: Path,
+    recipe_fields: dict[str, Any],
+    tmp_path: Path,
+    views: NDArray[np.uint8],
+    stop_after: Callable[[int, signal.Signals], None],
+    paper: dict[str, Any],
+) -> None:
+    fields = {**recipe_fields, "family": "paper", "cut": "stride4", "paper": paper, "crops": [PAPER_CROP]}
+    recipe_file.write_text(yaml.safe_dump(fields), encoding="utf-8")
+    stop_after(2, signal.SIGTERM)
+    assert train(recipe_file, "--minutes", "5", "--out", str(tmp_path / "run")) == 0
+    assert export(tmp_path / "run" / CHECKPOINT_FILE, tmp_path / "bundle", "--name", "paper-n0") == 0
+    bundle = load_bundle(str(tmp_path / "bundle"))
+    assert (bundle.manifest.family, bundle.manifest.depths, bundle.manifest.levels16) == ("paper", (0,), (0,))
+    measured = bundle.manifest.measured
+    assert measured is not None
+    bits = 8 * len(Encoder(bundle).encode(views[0], OperatingPoint(0, 0)))
+    assert [point.bpp for point in measured.points] == pytest.approx([bits / 224**2], rel=0.6)
 
 
 @pytest.mark.parametrize("state", [{}, {"recipe": {"name": "x"}}, {"recipe": [1]}])
