@@ -145,7 +145,8 @@ def test_scripts_exist() -> None:
 
 REQUIRED = {
     "eval": ["--data", "x"],
-    "train": ["x"], "sweep": ["plan.yaml"],
+    "train": ["x"],
+    "sweep": ["plan.yaml"],
     "export": ["x", "--out", "y"],
     "bundle": ["show"],
     "keys": ["server"],

@@ -157,6 +157,18 @@ def test_train_from_another_runs_weights(
     assert "give one of them" in capsys.readouterr().err
 
 
+def test_a_shortened_run_says_what_the_whole_one_takes(
+    recipe_file: Path, recipe_fields: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe_file.write_text(yaml.safe_dump({**recipe_fields, "pictures": 25_000_000}), encoding="utf-8")
+    assert train(recipe_file, "--pictures", "8") == 0
+    err = capsys.readouterr().err
+    assert "8 pictures seen into" in err
+    assert "tiny in full: 25,000,000 pictures seen, about" in err
+    assert "hours at the" in err
+    assert train(recipe_file, "--pictures", "8", "--minutes", "1") == 2
+
+
 # rac export
 
 

@@ -117,6 +117,22 @@ def test_features_of_seen_pictures_come_closer(
     assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
 
 
+def test_a_run_of_so_many_pictures_ends_with_them_whatever_the_time(
+    recipe_fields: dict[str, Any], classifier: Lite0, teacher: Teacher, pictures: Pictures, tmp_path: Path
+) -> None:
+    """Crops of four until half of the pictures, then of two; by the clock the run would be over."""
+    recipe = Recipe.model_validate({**recipe_fields, "minutes": 1e-9, "pictures": 12})
+    training = start_training(recipe, classifier, teacher, pictures, "cpu")
+    train(training, tmp_path, steps=2)
+    assert (training.seen, training.progress) == (8, pytest.approx(8 / 12))
+    assert training.left_s == pytest.approx(training.elapsed_s / 2)
+    again = start_training(recipe, classifier, teacher, pictures, "cpu")
+    assert resume(again, tmp_path)
+    train(again, tmp_path)
+    assert (again.seen, again.step) == (12, 4)
+    assert read_log(tmp_path)[-1]["seen"] == 12
+
+
 # Stopping and taking up
 
 
@@ -179,7 +195,12 @@ def test_checkpoint_is_written_while_the_run_goes_on(
 ) -> None:
     """A machine that dies costs two minutes, not the night."""
     saved: list[int] = []
-    monkeypatch.setattr(loop, "save_checkpoint", lambda state, path: saved.append(state["step"]))
+
+    def save(state: dict[str, Any], path: Path) -> None:
+        saved.append(state["step"])
+        path.touch()
+
+    monkeypatch.setattr(loop, "save_checkpoint", save)
     training = make_training()
     training.recipe = Recipe.model_validate({**recipe_fields, "checkpoint_minutes": 4 / 64 / 60})
     train(training, tmp_path)
