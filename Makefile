@@ -14,7 +14,7 @@ ARGS ?=
 
 BIN := .venv/bin
 READY := .venv/.ready
-EXTRAS := cloud,demo,train,dev
+EXTRAS := cloud,demo,train,otel,dev
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
 # Exit code 3: another version; 4: without venv or ensurepip, which Debian packages apart.

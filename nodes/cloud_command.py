@@ -23,6 +23,7 @@ from nodes.cloud_console import CloudConsole, SinkWatcher
 from nodes.cloud_log import CloudLog
 from nodes.cloud_metrics import CloudMetrics
 from nodes.cloud_status import CloudStatus
+from nodes.cloud_tracing import CloudTracing
 from nodes.exporter import Exporter
 from nodes.frontdoor import FrontDoor
 from nodes.lifecycle import EXIT_OK, RunOptions
@@ -35,6 +36,7 @@ from nodes.results import ResultSink, open_sink
 from nodes.security import authenticator, cloud_reminder, load_cloud_key, load_metrics_token
 from nodes.security_metrics import SecurityMetrics
 from nodes.status_board import StatusBoard
+from nodes.tracing import open_provider, wall_offset_ns
 from nodes.version import version
 from nodes.watchers import Watchers
 from nodes.worker import ServedBundle, WorkerSpec
@@ -118,6 +120,8 @@ def _serve(
         first_ready=lambda: say("ready", "ready: the first worker can serve"),
     )
     log = CloudLog(sinks, is_for_machines=config.log.format == "json")
+    provider = open_provider("rac-cloud", socket.gethostname(), config.tracing.endpoint)
+    tracing = [] if provider is None else [CloudTracing(provider, wall_offset_ns())]
     board = StatusBoard()
     status = CloudStatus(board, _page_facts(bundles, door.endpoint, spec), config.metrics.max_cameras)
     session_settings = _session_settings(config, named_bundles)
@@ -133,7 +137,7 @@ def _serve(
             memory_limit_bytes=config.pool.worker_memory_mb * MIB,
         ),
         class_names=load_classes().names,
-        watcher=Watchers([lines, log, metrics, status, SinkWatcher(sinks), _quarantine(config)]),
+        watcher=Watchers([lines, log, metrics, status, *tracing, SinkWatcher(sinks), _quarantine(config)]),
         max_age_ns=batcher_settings.max_age_ns,
         offers=_offers(config, options, named_bundles, exporter),
         admission=Admission(_limit_settings(config), guard.allow_list if guard else None),
@@ -171,6 +175,8 @@ def _serve(
     finally:
         front.pool.kill()
         server.close()
+        if provider is not None:
+            provider.shutdown()
     totals = front.ledger.snapshot()
     log.ended(totals)
     results = {outcome: count for outcome, count in totals.results.items() if count}

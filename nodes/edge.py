@@ -113,10 +113,12 @@ class EdgeNode:
         clock: Callable[[], int] = time.monotonic_ns,
         spool: Spool | None = None,
         wall_clock: Callable[[], float] = time.time,
+        trace: Callable[[EncodedFrame], bytes | None] | None = None,
     ) -> None:
         """Join the parts.
 
         Args:
+            trace: asked of each frame that is sent at once for what its message carries when it is traced.
             calibrate: times every depth on the first frame, or on a made-up one when no camera gave any in time.
             spool: for the frames of sources that wait; the readers' numbers begin at its `first_sequence`.
             wall_clock: shown, never decided by.
@@ -144,6 +146,7 @@ class EdgeNode:
         self._changes: list[SessionChange] = []
         self._change_by_ns = 0
         self._options = options
+        self._trace = trace
         self._watcher = watcher
         self._clock = clock
         self._next_lane = 0
@@ -354,6 +357,7 @@ class EdgeNode:
             label=frame.label,
             bitstream=bitstream,
             reference=reference,
+            trace=None if self._trace is None or lane.is_spooled else self._trace(encoded),
         )
         if sum(map(len, pack(message))) > self.session.max_message_bytes:
             self._drop(lane.name, frame.sequence, Outcome.OVERSIZE)

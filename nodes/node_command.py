@@ -32,11 +32,13 @@ from nodes.node_log import NodeLog
 from nodes.node_metrics import NodeMetrics
 from nodes.node_status import NodeStatus
 from nodes.node_summary import summary
+from nodes.node_tracing import NodeTracing
 from nodes.returning import Returning
 from nodes.security import load_link_keys, load_metrics_token, may_open, node_reminder
 from nodes.sources import Camera, parse_cameras
 from nodes.spool import Spool
 from nodes.status_board import StatusBoard
+from nodes.tracing import open_provider, wall_offset_ns
 from nodes.uplink import Uplink
 from nodes.version import version
 from nodes.watchers import Watchers
@@ -137,7 +139,9 @@ def _stream(
     metrics = NodeMetrics(exporter, health, version(), len(config.cloud.endpoints), every_second=every_second)
     board = StatusBoard()
     status = NodeStatus(board, _page_facts(config), names, config.cloud.endpoints)
-    watcher: EdgeWatcher = Watchers([shown, metrics, status])
+    provider = open_provider("rac-node", config.name, config.tracing.endpoint)
+    tracing = None if provider is None else NodeTracing(provider, config.name, config.tracing.every, wall_offset_ns())
+    watcher: EdgeWatcher = Watchers([shown, metrics, status, *([] if tracing is None else [tracing])])
     session = NodeSession(_session_settings(config, hello), random.random)
 
     def time_depths(own: Encoder, level16: int, frame: Frame | None) -> PreparedBundle:
@@ -175,6 +179,7 @@ def _stream(
         options=_edge_options(config, level16),
         watcher=watcher,
         spool=spool,
+        trace=None if tracing is None else tracing.begin,
     )
     updates = None
     if config.codec.bundle == AUTO_BUNDLE:
@@ -209,6 +214,8 @@ def _stream(
     finally:
         _kill_readers(node)
         server.close()
+        if provider is not None:
+            provider.shutdown()
     return node
 
 

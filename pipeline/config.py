@@ -226,6 +226,23 @@ class LogSection(Section):
     format: Literal["text", "json"] = Field("text", description="Lines for people, or one JSON object a line.")
 
 
+class TracingSection(Section):
+    endpoint: str | None = Field(
+        None,
+        min_length=1,
+        description="Where spans go, an OTLP address such as http://127.0.0.1:4318/v1/traces; null: nothing is traced."
+        " Wants the extra [otel]; without it this is said once, and nothing is traced.",
+    )
+
+
+class NodeTracingSection(TracingSection):
+    every: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        100,
+        description="Every so many frames of a camera one is traced, from capture to result; the cloud goes by what"
+        " the node chose. Frames that go through the spool are not.",
+    )
+
+
 class NodeConfig(Section):
     """Configuration of `rac-node`."""
 
@@ -248,6 +265,9 @@ class NodeConfig(Section):
     accuracy: AccuracySection = Field(default_factory=AccuracySection, description="What watches the classes.")
     metrics: MetricsSection = Field(default_factory=MetricsSection, description="Prometheus metrics and health.")
     log: LogSection = Field(default_factory=LogSection, description="Messages on standard error.")
+    tracing: NodeTracingSection = Field(
+        default_factory=NodeTracingSection, description="OpenTelemetry traces of sampled frames."
+    )
     drain_s: Annotated[float, Field(ge=0, le=MAX_SECONDS)] = Field(
         1.0, description="How long an ordered stop waits for results of frames that were sent."
     )
@@ -409,6 +429,9 @@ class CloudConfig(Section):
         default_factory=CloudMetricsSection, description="Prometheus metrics and health."
     )
     log: LogSection = Field(default_factory=LogSection, description="Messages on standard error.")
+    tracing: TracingSection = Field(
+        default_factory=TracingSection, description="OpenTelemetry traces of the frames that nodes sample."
+    )
     drain_s: Annotated[float, Field(ge=0, le=MAX_SECONDS)] = Field(
         1.5, description="How long an ordered stop goes on with frames that were accepted."
     )

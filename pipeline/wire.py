@@ -45,7 +45,8 @@ from pipeline.wire_fields import (
 
 WIRE_MAJOR = 1
 # 1: WELCOME.offer; HELLO without bundles from a node that fetches them.
-WIRE_MINOR = 1
+# 2: FRAME.trace.
+WIRE_MINOR = 2
 # Capability: the node runs the bundle that the cloud offers, and fetches it where it lacks it.
 BUNDLE_DELIVERY = "bundle-delivery"
 
@@ -68,6 +69,8 @@ MAX_CAMERAS = 64
 MAX_CAMERA_NUMBER = 255
 # Bytes of the bundle's id in every bitstream, behind version and kind (`pipeline.bitstream`).
 BUNDLE_HEAD_BYTES = 8
+# A trace's id and the id of the span that the cloud's go under, as W3C Trace Context has them.
+TRACE_BYTES = 16 + 8
 # Bundles that a node can hold ready, and words that say what it can do.
 MAX_BUNDLES = 16
 MAX_CAPABILITIES = 32
@@ -229,7 +232,10 @@ class FrameMessage(Record):
         label: class index of a labelled picture.
         reference: the view, uint8 224 x 224 x 3 BGR in zlib; the second part of the message. Not inflated
             here.
+        trace: of a frame that is traced: ids of its trace and of the node's span. Left out of the array otherwise.
     """
+
+    added_later: ClassVar[int] = 1
 
     camera: CameraNumber
     sequence: Count
@@ -238,6 +244,7 @@ class FrameMessage(Record):
     label: MaybeClassIndex
     bitstream: Annotated[bytes, Octets(1, MAX_BITSTREAM_BYTES)]
     reference: Annotated[bytes | None, Maybe(Octets(1, MAX_REFERENCE_BYTES))] = None
+    trace: Annotated[bytes | None, Maybe(Octets(TRACE_BYTES, TRACE_BYTES))] = None
 
     @property
     def bundle_head(self) -> bytes:
@@ -362,7 +369,11 @@ _NUMBERS: dict[type[Message], int] = {kind: number for number, kind in MESSAGE_T
 def pack(message: Message) -> list[bytes]:
     """Turn a message into its parts: one, or two for a FRAME with a reference. Valid messages never fail."""
     values = pack_fields(message)
-    second = [values.pop()] if isinstance(message, FrameMessage) else []
+    second = []
+    if isinstance(message, FrameMessage):
+        *values, reference, trace = values
+        second = [reference]
+        values += [] if trace is None else [trace]
     first: bytes = msgpack.packb([WIRE_MAJOR, _NUMBERS[type(message)], *values], use_bin_type=True)
     return [first, *(part for part in second if part is not None)]
 
@@ -383,11 +394,13 @@ def parse(parts: Sequence[bytes]) -> Message:
         raise WireLimitError(f"message is larger than {MAX_MESSAGE_BYTES} bytes")
     kind, values = _parse_array(parts[0])
     if kind is FrameMessage:
-        # The reference is the last field of the class but never an element of the array.
-        num_values = len(field_rules(FrameMessage)) - 1
+        # The reference is a field of the class but never an element of the array; the trace may be one.
+        num_values = len(field_rules(FrameMessage)) - 1 - FrameMessage.added_later
         if len(values) < num_values:
             raise WireFormatError(f"FrameMessage: has {len(values)} fields, needs {num_values}")
-        values = [*values[:num_values], bytes(parts[1]) if len(parts) > 1 else None]
+        reference = bytes(parts[1]) if len(parts) > 1 else None
+        trace = values[num_values] if len(values) > num_values else None
+        values = [*values[:num_values], reference, trace]
     elif len(parts) > 1:
         raise WireFormatError(f"{kind.__name__} has a second part")
     return build(kind, values)

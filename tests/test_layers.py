@@ -47,6 +47,7 @@ ONLY_IN = {
     "constriction": {"pipeline.entropy.rans"},
     "numba": {"pipeline.entropy.rans"},
     "prometheus_client": {"nodes.exporter"},
+    "opentelemetry": {"nodes.tracing"},
     "zmq": {
         "nodes.edge",
         "nodes.cloud",
@@ -66,6 +67,7 @@ LAZY = {
     "nodes.cli",
     "nodes.doctor",
     "nodes.preparation",
+    "nodes.tracing",
     "pipeline.entropy.rans",
     "pipeline.inference",
 }

@@ -88,7 +88,7 @@ def test_first_python_that_runs_makes_the_environment(clone: Path) -> None:
     assert "python3 " not in calls
     first, second = [line for line in calls.splitlines() if " install " in line]
     assert first == "pip -m pip install --no-cache-dir -c constraints.txt torch==2.13.0 numpy"
-    assert second == "pip -m pip install --no-cache-dir -c constraints.txt -e .[cloud,demo,train,dev]"
+    assert second == "pip -m pip install --no-cache-dir -c constraints.txt -e .[cloud,demo,train,otel,dev]"
     assert make(clone, ".venv/.ready").stdout.strip() == "make: '.venv/.ready' is up to date."
 
 

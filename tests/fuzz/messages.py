@@ -192,6 +192,7 @@ def _seed_message(hello: Hello, sound: list[bytes], random: Random) -> list[byte
         label=random.choice((None, 5, 999)),
         bitstream=random.choice(sound),
         reference=random.choice((None, None, random.randbytes(100))),
+        trace=random.choice((None, None, random.randbytes(24))),
     )
     kinds: list[Message] = [frame] * 12
     kinds += [hello, hello, Ping(random.randrange(2**63), 0), Pong(random.randrange(2**63), 0), Credit(5), Bye("x")]

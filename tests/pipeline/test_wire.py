@@ -96,6 +96,7 @@ EXAMPLES: dict[str, Message] = {
     "frame-with-reference": FrameMessage(
         camera=0, sequence=7, captured_ns=5, age_us=0, label=None, bitstream=b"\x01", reference=b"zlib bytes"
     ),
+    "frame-with-trace": replace(FRAME, trace=bytes(range(24))),
     "result": Result(
         camera=3,
         sequence=41,
@@ -169,6 +170,7 @@ MESSAGES: dict[type[Message], st.SearchStrategy[Any]] = {
         label=st.none() | class_indices,
         bitstream=st.binary(min_size=1, max_size=2000),
         reference=st.none() | st.binary(min_size=1, max_size=2000),
+        trace=st.none() | st.binary(min_size=24, max_size=24),
     ),
     Result: st.builds(
         Result,
@@ -405,8 +407,10 @@ def test_fields_of_a_newer_minor_are_ignored(name: str) -> None:
 
 def test_fields_of_a_newer_minor_are_ignored_inside_and_beside_a_reference() -> None:
     first, reference = pack(EXAMPLES["frame-with-reference"])
-    newer = msgpack.packb([*msgpack.unpackb(first), "new"])
+    newer = msgpack.packb([*msgpack.unpackb(first), None, "new"])
     assert parse([newer, reference]) == EXAMPLES["frame-with-reference"]
+    traced = msgpack.packb([*msgpack.unpackb(pack(EXAMPLES["frame-with-trace"])[0]), "new"])
+    assert parse([traced]) == EXAMPLES["frame-with-trace"]
     values = msgpack.unpackb(pack(EXAMPLES["result"])[0])
     values[6][0].append("new")
     assert parse([msgpack.packb(values)]) == EXAMPLES["result"]
@@ -451,6 +455,8 @@ def cases_of_wrong_values() -> list[tuple[str, str, object, type[WireError]]]:
         ("frame", "bitstream", b"", WireLimitError),
         ("frame", "bitstream", bytes(wire.MAX_BITSTREAM_BYTES + 1), WireLimitError),
         ("frame", "reference", bytes(wire.MAX_REFERENCE_BYTES + 1), WireLimitError),
+        ("frame", "trace", bytes(wire.TRACE_BYTES + 1), WireLimitError),
+        ("frame", "trace", "text", WireFormatError),
         ("result", "outcome", Outcome.SUPERSEDED, WireFormatError),
         ("result", "outcome", Outcome.UNROUTABLE, WireFormatError),
         ("result", "classes", (TopClass(0, "a", 0.1),) * 6, WireLimitError),
