@@ -15,6 +15,13 @@ from tests.e2e.conftest import START_WITH, _cache, starter  # noqa: F401 (a fixt
 from tests.e2e.programs import Program
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first test that asks for the fleet waits for all of it, on a new machine for the workers' graphs too."""
+    for item in items:
+        if "fleet" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.timeout(300))
+
+
 @dataclass(frozen=True, slots=True)
 class Fleet:
     """A cloud, two nodes with three cameras, and the Prometheus that scrapes them once a second.
@@ -42,6 +49,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     with ExitStack() as programs:
         start = starter(folder, programs)
         cloud = start("rac-cloud", *START_WITH, RAC_POOL__BATCH_TIMEOUT_S="10")
+        cloud.wait_event("start")  # after the graphs are made
         cloud.wait_event("ready")
         link = ("--cloud", cloud.get("start")[0]["endpoint"], "--metrics-port", "0", "--reference-every", "3")
         often = {"RAC_LINK__RECONNECT_MAX_S": "1"}

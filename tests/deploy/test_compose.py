@@ -164,6 +164,7 @@ def health(url: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, env=environment(**variables), capture_output=True, text=True, check=False)
 
 
+@pytest.mark.timeout(300)
 def test_cloud_and_node_of_the_composition_work_together(start: Start, keys: Path) -> None:  # noqa: F811
     """With the keys that were made, behind the token that was made, and the health check of the images."""
     pytest.importorskip("skimage", reason="photographs are missing: pip install 'edge-cloud-rac[demo]'")
