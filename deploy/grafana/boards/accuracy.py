@@ -128,12 +128,14 @@ RATE: Final = Row(
             "8 x bytes of the bitstreams with their header, over the pixels of the coded 224 x 224 views.",
             "suffix: bpp",
             Query(_bpp("depth"), "depth {{depth}}"),
+            interval=SLOW,
         ),
         lines(
             "Bits a pixel by level",
             "The same by rate level.",
             "suffix: bpp",
             Query(_bpp("level"), "level {{level}}"),
+            interval=SLOW,
         ),
     ),
 )

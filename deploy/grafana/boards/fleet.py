@@ -143,7 +143,8 @@ WHICH: Final = Row(
             "Worst ten cameras",
             "The lowest health first: over the chosen time, the share of frames answered, or 0 for a camera that is"
             " down. Agreement too is of the chosen time, the rest of now; Lost leaves out what every healthy live"
-            " camera drops. A click on the node leads to its own dashboard.",
+            " camera drops. Latency is read from five buckets, and 2 s stands for more too. A click on the node leads"
+            " to its own dashboard.",
             Query(
                 f"{_answered_share('grown', KEY)} * {UP} or {UP} * 0",
                 "Health",
