@@ -18,6 +18,7 @@ from pipeline.encoder import Encoder
 from pipeline.errors import EvaluationError
 from pipeline.evaluation.accuracy import RatePoint, classify_reference, measure_bundle, whole_levels
 from pipeline.evaluation.baselines import MissingCodec, find_codecs, measure_picture_codec
+from pipeline.evaluation.comparison_command import run_all
 from pipeline.evaluation.pictures import load_labelled_views
 from pipeline.evaluation.report import as_json, as_markdown, plot
 from pipeline.inference import cache_root, choose_engine, open_engine, read_vectors
@@ -27,8 +28,10 @@ def run(args: argparse.Namespace) -> int:
     """Entry of the sub-command; returns the exit code.
 
     Args:
-        args: bundle, data, labels, limit, baselines, engine, precision, markdown, plot, json.
+        args: bundle, data, labels, limit, baselines, engine, precision, markdown, plot, json; all, networks, out.
     """
+    if args.all:
+        return run_all(args)
     bundle = load_bundle(args.bundle)
     pictures = load_labelled_views(Path(args.data), Path(args.labels) if args.labels else None, args.limit)
     name, threads = choose_engine(args.engine), os.cpu_count() or 1

@@ -1,0 +1,224 @@
+"""Every system of the comparison on the same views with the same classifier: points, costs and times.
+
+What is not installed or not trained is a missing row with its reason; the rest is measured. Points are kept on the disk
+as soon as a curve is whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.bundle import Bundle, load_bundle
+from pipeline.codec.cache import prepare_graphs
+from pipeline.decoding import BatchDecoder, CodedFrame
+from pipeline.encoder import Encoder, OperatingPoint
+from pipeline.errors import BitstreamError, BundleError
+from pipeline.evaluation.accuracy import BATCH, RatePoint, make_point, measure_bundle, whole_levels
+from pipeline.evaluation.baselines import MissingCodec, PictureCodec, measure_picture_codec
+from pipeline.evaluation.costs import Cost, count_bundle
+from pipeline.evaluation.point_store import PointStore
+from pipeline.evaluation.sweep_file import Network
+from pipeline.evaluation.timing import Times, camera_picture, time_interleaved
+from pipeline.inference import Engine, EngineName, OnnxRuntimeEngine, Precision, cache_root, open_engine, read_vectors
+from pipeline.view import make_view
+
+Kind = Literal["local", "picture codec", "ours", "paper"]
+LOCAL = "local_classifier"
+TIMED_PICTURES = 30
+CODER_VERSION = "1"
+"""Of how picture codecs are called here; to be raised when that changes."""
+
+Encode = Callable[[NDArray[np.uint8]], object]
+"""From a camera's picture to bytes."""
+
+
+@dataclass
+class System:
+    """One curve of the comparison.
+
+    Attributes:
+        points: in the order in which they were measured; empty of a system that could not be.
+        encode: what is timed, at the middle of the curve, on one thread.
+        batch: bitstreams of one batch, and what decodes and classifies them.
+        bundle: of learnt codecs.
+    """
+
+    name: str
+    kind: Kind
+    points: list[RatePoint]
+    note: str = ""
+    depth: int | None = None
+    cost: Cost | None = None
+    encode: Encode | None = None
+    decode: Callable[[], object] | None = None
+    encode_times: Times | None = None
+    decode_times: Times | None = None
+    networks: list[Network] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A row without numbers."""
+
+    system: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What all systems share: views uint8 (N, 224, 224, 3) BGR, classes (N,), the uncompressed classifier.
+
+    Attributes:
+        graphs: folder of a bundle's graphs, from which `local_classifier` is opened.
+        threads: of measuring; times are taken on one.
+        say: told each curve that is measured.
+    """
+
+    views: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    reference: NDArray[np.int64]
+    engine: Engine
+    graphs: Path
+    engine_name: EngineName
+    precision: Precision
+    threads: int
+    classifier_sha256: str
+    store: PointStore
+    say: Callable[[str], None]
+
+
+def local_system(bench: Bench) -> System:
+    """The whole classifier on the node: no bits, all of its time."""
+    local = OnnxRuntimeEngine(bench.graphs, 1, "fp32")
+    point = make_point(LOCAL, 0, bench.reference, np.zeros(len(bench.views), np.int64), bench.reference, bench.labels)
+    return System(
+        LOCAL,
+        "local",
+        [point],
+        "sends a class, no bits of the picture",
+        encode=lambda picture: local.classify_views(make_view(picture)[None]),
+    )
+
+
+def codec_systems(bench: Bench, codecs: Iterable[PictureCodec | MissingCodec]) -> tuple[list[System], list[Missing]]:
+    """Picture codecs at all their qualities."""
+    systems, missing = [], []
+    for codec in codecs:
+        if isinstance(codec, MissingCodec):
+            missing.append(Missing(codec.name, codec.reason))
+            continue
+        key = f"codec {CODER_VERSION} {codec.qualities}"
+        points = bench.store.load(codec.name, key)
+        if points is None:
+            bench.say(codec.name)
+            points = [
+                measure_picture_codec(codec, quality, bench.engine, bench.views, bench.reference, bench.labels)
+                for quality in codec.qualities
+            ]
+            bench.store.save(codec.name, key, points)
+        middle = codec.qualities[len(codec.qualities) // 2]
+        system = System(codec.name, "picture codec", points, _NOTES.get(codec.name.split()[0], ""))
+        system.encode = _codec_encode(codec, middle)
+        systems.append(system)
+    return systems, missing
+
+
+_NOTES = {
+    "jpeg": "tables of its own",
+    "hevc": "one intra picture by libx265, 4:4:4, in place of BPG; about 80 bytes a picture are parameter sets",
+    "bpg": "time holds the start of a process",
+}
+
+
+def _codec_encode(codec: PictureCodec, quality: int) -> Encode:
+    return lambda picture: codec.encode(make_view(picture), quality)
+
+
+def bundle_systems(bench: Bench, bundle: Bundle, name: str, depths: Sequence[int] | None = None) -> list[System]:
+    """A bundle as a curve for each depth.
+
+    Raises:
+        BundleError: it is for other weights of the classifier, or does not work.
+        EvaluationError: a bitstream of its own does not decode.
+    """
+    kind: Kind = "paper" if bundle.manifest.family == "paper" else "ours"
+    graphs = prepare_graphs(bundle, cache_root())
+    engine = open_engine(graphs, bench.engine_name, bench.threads, bench.precision)
+    decoder = BatchDecoder(bundle, engine, read_vectors(graphs))
+    encoder, timed = Encoder(bundle, bench.threads), Encoder(bundle, 1)
+    systems = []
+    for depth in bundle.manifest.depths if depths is None else depths:
+        curve = f"{name} N={depth}" if kind == "ours" and "N=" not in name else name
+        chosen = [point for point in whole_levels(bundle) if point.depth == depth]
+        points = bench.store.load(f"{bundle.manifest.name} depth {depth}", bundle.short_id)
+        if points is None:
+            bench.say(f"{curve} ({bundle.manifest.name})")
+            points = measure_bundle(bundle, encoder, decoder, bench.views, bench.reference, bench.labels, chosen)
+            bench.store.save(f"{bundle.manifest.name} depth {depth}", bundle.short_id, points)
+        middle = chosen[len(chosen) // 2]
+        batch = [CodedFrame(encoder.encode(view, middle)) for view in bench.views[:BATCH]]
+        system = System(curve, kind, points, depth=depth, cost=count_bundle(bundle, depth))
+        system.encode, system.decode = _bundle_encode(timed, middle), _bundle_decode(decoder, batch)
+        systems.append(system)
+    return systems
+
+
+def _bundle_encode(encoder: Encoder, point: OperatingPoint) -> Encode:
+    return lambda picture: encoder.encode(make_view(picture), point)
+
+
+def _bundle_decode(decoder: BatchDecoder, batch: list[CodedFrame]) -> Callable[[], object]:
+    return lambda: decoder.decode(batch)
+
+
+def network_systems(bench: Bench, networks: Sequence[Network]) -> tuple[list[System], list[Missing]]:
+    """The networks of a sweep: those of one system and depth are one curve."""
+    systems: dict[str, System] = {}
+    missing = []
+    for network in networks:
+        row = network.system if network.lmbda is None else f"{network.system}, lambda {network.lmbda:g}"
+        if network.missing:
+            missing.append(Missing(row, network.missing))
+            continue
+        try:
+            bundle = load_bundle(str(network.bundle))
+            if bundle.manifest.classifier_sha256 != bench.classifier_sha256:
+                missing.append(Missing(row, "is for another classifier"))
+                continue
+            found = bundle_systems(bench, bundle, network.system, network.depths)
+        except (BundleError, BitstreamError) as error:
+            missing.append(Missing(row, f"its bundle does not work: {error}"))
+            continue
+        for system in found:
+            if network.lmbda is not None:
+                system.points = [replace(point, rate=network.lmbda) for point in system.points]
+            curve = systems.setdefault(system.name, system)
+            if curve is not system:
+                curve.points += system.points
+            curve.note = network.note
+            curve.networks.append(network)
+    return list(systems.values()), missing
+
+
+def time_systems(systems: Sequence[System], views: NDArray[np.uint8]) -> None:
+    """Fill in the times, all systems interleaved, from 1280 x 720 arrays that show some of the views, on one thread."""
+    pictures = np.stack([camera_picture(view) for view in views[:TIMED_PICTURES]])
+    encoders = {system.name: system.encode for system in systems if system.encode is not None}
+    times = time_interleaved(encoders, pictures)
+    decoders = {system.name: _ignoring_picture(system.decode) for system in systems if system.decode is not None}
+    batch = min(BATCH, len(views))
+    decoding = time_interleaved(decoders, pictures[: max(2, TIMED_PICTURES // 3)])
+    for system in systems:
+        system.encode_times = times.get(system.name)
+        whole = decoding.get(system.name)
+        system.decode_times = None if whole is None else Times(whole.median_ms / batch, whole.p90_ms / batch)
+
+
+def _ignoring_picture(decode: Callable[[], object]) -> Encode:
+    return lambda picture: decode()

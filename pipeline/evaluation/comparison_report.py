@@ -1,0 +1,313 @@
+"""The comparison as one JSON object and one Markdown page; what is computed from several curves is computed here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.evaluation.accuracy import RatePoint
+from pipeline.evaluation.bootstrap import Intervals, bootstrap_intervals
+from pipeline.evaluation.comparison import LOCAL, Bench, Missing, System
+from pipeline.evaluation.curves import Curve, bd_rate, delta_accuracy, paper_compat, pchip
+from pipeline.evaluation.published import ABLATIONS, ENTROPIC_STUDENT, TABLE_I
+from pipeline.evaluation.sweep_file import SweepResult
+
+BASELINE = "Entropic Student"
+"""The system against which Delta-accuracy is measured."""
+ABLATION_SYSTEMS = {"A": "ablation A", "B": "ablation B", "C": "paper N=4, joint", "C, fixed": "paper N=4, fixed"}
+"""Ours beside the paper's: its C is the joint network."""
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the page says of how it was made."""
+
+    source: str
+    images: int
+    unreadable: int
+    classifier: str
+    engine: str
+    precision: str
+    threads: int
+
+
+def curve_of(system: System, measure: str = "top1") -> Curve:
+    """Points (bpp, percent) of a system's top-1 or agreement."""
+    return [(point.bpp, 100 * value) for point in system.points if (value := getattr(point, measure)) is not None]
+
+
+def as_json(
+    systems: Sequence[System], missing: Sequence[Missing], bench: Bench, facts: Facts, sweep: SweepResult | None
+) -> dict[str, Any]:
+    """Everything that was measured; shares are 0..1, differences of accuracy are in points."""
+    flat = [point for system in systems for point in system.points]
+    found = bootstrap_intervals([point.predictions for point in flat], bench.reference, bench.labels) if flat else []
+    intervals = {id(point): interval for point, interval in zip(flat, found, strict=True)}
+    reference_top1 = float((bench.reference == bench.labels).mean())
+    by_name = {system.name: system for system in systems}
+    return {
+        "format_version": FORMAT_VERSION,
+        **asdict(facts),
+        "reference_top1": reference_top1,
+        "sweep": None if sweep is None else _budget(sweep),
+        "systems": [_system(system, by_name, intervals, reference_top1) for system in systems],
+        "missing": [asdict(row) for row in missing],
+        "pairs": _pairs(systems),
+        "ablation": _ablation(by_name),
+    }
+
+
+def _budget(sweep: SweepResult) -> dict[str, Any]:
+    return {
+        "name": sweep.name,
+        "budget": sweep.budget,
+        "training_pictures": sweep.training_pictures,
+        "labelled": sweep.labelled,
+    }
+
+
+def _system(
+    system: System, by_name: dict[str, System], intervals: dict[int, Intervals], reference_top1: float
+) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "name": system.name,
+        "kind": system.kind,
+        "note": system.note,
+        "cost": None if system.cost is None else asdict(system.cost),
+        "encode": None if system.encode_times is None else asdict(system.encode_times),
+        "decode": None if system.decode_times is None else asdict(system.decode_times),
+        "pictures_seen": max((network.pictures_seen for network in system.networks), default=None),
+        "training_s": sum(network.training_s for network in system.networks) if system.networks else None,
+        "points": [
+            _point(point, intervals[id(point)], reference_top1, system.name == LOCAL) for point in system.points
+        ],
+    }
+    if system.kind == "local":
+        return row
+    baseline = by_name.get(BASELINE)
+    for measure in ("top1", "agreement"):
+        curve = curve_of(system, measure)
+        reference = curve_of(baseline, measure) if baseline is not None and baseline is not system else []
+        row[f"delta_{measure}"] = _optional(delta_accuracy(curve, reference))
+        row[f"delta_{measure}_paper_compat"] = _optional(paper_compat(curve, reference))
+        for other in ("jpeg", "webp"):
+            beside = next((each for name, each in by_name.items() if name in (other, f"{other} m4")), None)
+            points = curve_of(beside, measure) if beside is not None and beside is not system else []
+            row[f"bd_rate_{other}_{measure}"] = _optional(bd_rate(curve, points))
+    return row
+
+
+def _optional(value: Any) -> dict[str, Any] | None:
+    return None if value is None else asdict(value)
+
+
+def _point(point: RatePoint, interval: Intervals, reference_top1: float, is_local: bool) -> dict[str, Any]:
+    return {
+        "depth": point.depth,
+        "rate": point.rate,
+        "bpp": None if is_local else round(point.bpp, 5),
+        "bytes": None if is_local else round(float(point.num_bytes.mean()), 1),
+        "top1": point.top1,
+        "share_of_top1": None if point.top1 is None or not reference_top1 else point.top1 / reference_top1,
+        "agreement": point.agreement,
+        "interval": asdict(interval),
+    }
+
+
+def _pairs(systems: Sequence[System]) -> list[dict[str, Any]]:
+    """Ours of a sweep beside the same network trained for one depth and one rate alone, at the rate of the latter."""
+    pairs = []
+    nested = {system.depth: system for system in systems if system.networks and _is_nested(system)}
+    for system in systems:
+        if not system.networks or system.networks[0].family != "nested" or system.networks[0].depths is None:
+            continue
+        whole = nested.get(system.depth)
+        if whole is None:
+            continue
+        curve = sorted(curve_of(whole, "agreement"))
+        for point in system.points:
+            if len(curve) < 2 or not curve[0][0] <= point.bpp <= curve[-1][0]:
+                continue
+            bpp, agreement = np.array(curve).T
+            ours = float(pchip(np.log(bpp), agreement)(np.log(np.array([point.bpp])))[0])
+            pairs.append(
+                {
+                    "alone": system.name,
+                    "bpp": round(point.bpp, 5),
+                    "alone_agreement": 100 * point.agreement,
+                    "ours_agreement": ours,
+                    "difference": ours - 100 * point.agreement,
+                }
+            )
+    return pairs
+
+
+def _is_nested(system: System) -> bool:
+    return system.networks[0].family == "nested" and system.networks[0].depths is None
+
+
+def _ablation(by_name: dict[str, System]) -> list[dict[str, Any]]:
+    """Ours and the paper's own numbers, one row each; ours are None where a curve is missing."""
+    rows = []
+    baseline = by_name.get(BASELINE)
+    reference = curve_of(baseline) if baseline is not None else []
+    for name, system_name in ABLATION_SYSTEMS.items():
+        system = by_name.get(system_name)
+        curve = curve_of(system) if system is not None else []
+        published = ABLATIONS.get(name)
+        rows.append(
+            {
+                "ablation": name,
+                "system": system_name,
+                "ours": _optional(delta_accuracy(curve, reference)),
+                "ours_paper_compat": _optional(paper_compat(curve, reference)),
+                "published": TABLE_I[name].delta_accuracy if name in TABLE_I else None,
+                "published_corrected": None
+                if published is None
+                else _optional(delta_accuracy(published, ENTROPIC_STUDENT)),
+            }
+        )
+    return rows
+
+
+WHAT_DIFFERS = (
+    "The paper: ImageNet with labels, ResNet-50, 50,000 pictures, classifier trained too, rates that are estimated "
+    "entropies, and a formula that divides the mean by the interval's width once more. Here: the data, classifier and "
+    "budget named above, coded bytes with their headers, and the mean."
+)
+
+
+def as_markdown(content: dict[str, Any]) -> str:
+    """The page for people, from the JSON object."""
+    lines = [
+        f"{content['images']} pictures of {content['source']} ({content['unreadable']} unreadable, left out), "
+        f"{content['classifier']}, uncompressed top-1 {content['reference_top1']:.3f}; {content['engine']} "
+        f"{content['precision']}, {content['threads']} threads. bpp and bytes: the bitstream or file with its header. "
+        "In brackets: 95 % paired bootstrap. Times: encoding from a 1280 x 720 array with entropy coding, one thread, "
+        "interleaved, median / p90.",
+        "",
+        *_budget_lines(content["sweep"]),
+        *_points_table(content["systems"]),
+        "",
+        *_systems_table(content["systems"]),
+        "",
+        *_ablation_table(content["ablation"]),
+        "",
+        *_pairs_table(content["pairs"]),
+    ]
+    if content["missing"]:
+        lines += ["| not there | why |", "|---|---|"]
+        lines += [f"| {row['system']} | {row['reason']} |" for row in content["missing"]]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _budget_lines(sweep: dict[str, Any] | None) -> list[str]:
+    if sweep is None:
+        return ["No trained networks were given: `--networks FOLDER` names what `rac sweep` made.", ""]
+    labels = (
+        f"{sweep['labelled']} of them labelled" if sweep["labelled"] else "without labels, so CE is left out for all"
+    )
+    return [
+        f"Networks of {sweep['name']}: each saw {sweep['budget']['pictures']:,} crops of "
+        f"{sweep['training_pictures']:,} pictures, {labels}.",
+        "",
+    ]
+
+
+def _points_table(systems: Sequence[dict[str, Any]]) -> list[str]:
+    lines = [
+        "| system | rate setting | bpp | bytes | top-1 | share of top-1 | agreement |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for system in systems:
+        for point in system["points"]:
+            interval = point["interval"]
+            cells = [
+                system["name"],
+                "" if point["bpp"] is None else f"{point['rate']:g}",
+                "" if point["bpp"] is None else f"{point['bpp']:.3f}",
+                "" if point["bytes"] is None else f"{point['bytes']:.0f}",
+                _with_interval(point["top1"], interval["top1"]),
+                _with_interval(point["share_of_top1"], interval["share_of_top1"]),
+                _with_interval(point["agreement"], interval["agreement"]),
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _with_interval(value: float | None, interval: Sequence[float] | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3f}" if interval is None else f"{value:.3f} ({interval[0]:.3f} to {interval[1]:.3f})"
+
+
+def _systems_table(systems: Sequence[dict[str, Any]]) -> list[str]:
+    lines = [
+        f"| system | encoder parameters | encoder MMAC (without GDN) | encoding ms | decoder MMAC | cloud ms | "
+        f"Delta-top-1 against {BASELINE} (interval, bpp) | BD-rate to JPEG / WebP by agreement | note |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for system in systems:
+        cost, encode, decode = system["cost"], system["encode"], system["decode"]
+        cells = [
+            system["name"],
+            "" if cost is None else f"{cost['encoder_parameters']:,}",
+            "" if cost is None else f"{cost['encoder_macs'] / 1e6:.1f} ({cost['encoder_macs_without_gdn'] / 1e6:.1f})",
+            "" if encode is None else f"{encode['median_ms']:.2f} / {encode['p90_ms']:.2f}",
+            "" if cost is None else f"{cost['decoder_macs'] / 1e6:.1f}",
+            "" if decode is None else f"{decode['median_ms']:.2f}",
+            _delta(system.get("delta_top1")),
+            f"{_rate(system.get('bd_rate_jpeg_agreement'))} / {_rate(system.get('bd_rate_webp_agreement'))}",
+            system["note"],
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _delta(value: dict[str, float] | None) -> str:
+    return "" if value is None else f"{value['value']:+.2f} ({value['low_bpp']:.3f} to {value['high_bpp']:.3f})"
+
+
+def _rate(value: dict[str, float] | None) -> str:
+    return "-" if value is None else f"{100 * value['value']:+.0f} %"
+
+
+def _ablation_table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    lines = [
+        f"Delta-accuracy against {BASELINE} in points of top-1, beside the paper's. {WHAT_DIFFERS}",
+        "",
+        "| ablation | here | here, by the paper's formula | published (Table I) | published points, mean by PCHIP |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        compat, published = row["ours_paper_compat"], row["published"]
+        cells = [
+            f"{row['ablation']}: {row['system']}",
+            _delta(row["ours"]) or "not there",
+            "" if compat is None else f"{compat['value']:+.2f}",
+            "" if published is None else f"{published:+.2f}",
+            _delta(row["published_corrected"]),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _pairs_table(pairs: Sequence[dict[str, Any]]) -> list[str]:
+    if not pairs:
+        return []
+    lines = [
+        "One network for all depths and rates beside the same network for one depth and rate, at the latter's rate:",
+        "",
+        "| alone | bpp | agreement alone, % | ours, % | difference, points |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {pair['alone']} | {pair['bpp']:.3f} | {pair['alone_agreement']:.1f} | {pair['ours_agreement']:.1f} | "
+        f"{pair['difference']:+.1f} |"
+        for pair in pairs
+    ]
+    return [*lines, ""]
