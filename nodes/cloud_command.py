@@ -198,7 +198,7 @@ def _page_facts(bundles: list[Bundle], endpoint: str, spec: WorkerSpec) -> dict[
         "name": socket.gethostname(),
         "version": version(),
         "bundles": ", ".join(f"{bundle.manifest.name} {bundle.short_id}" for bundle in bundles),
-        "engine": f"{spec.engine} {spec.precision}, {spec.threads} threads a worker",
+        "engine": f"{spec.engine} {spec.precision}, threads a worker: {spec.threads}",
         "wire_note": "frames, without results",
         "hint": f"Nodes connect to {endpoint}: rac-node --camera test: --cloud {endpoint}",
     }

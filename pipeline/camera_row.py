@@ -115,7 +115,7 @@ def make_row(
         "fps": rate(now, Amounts(*now.amounts).results) if now else None,
         "kbps": rate(now, 8 * Amounts(*now.amounts).wire_bytes / 1000) if now else None,
         "latency_ms": latency_ms(Amounts(*now.amounts)) if now else None,
-        "dropped_share": rounded(recent.dropped / recent.frames) if recent.frames else None,
+        "dropped_share": dropped_share(recent),
         "dropped": recent_drops(dropped, history, key, now_ns, None),
         "frames": totals.frames,
         "results": totals.results,
@@ -182,7 +182,7 @@ def fleet_figures(rows: Iterable[Mapping[str, Any]], total: Amounts, history: Hi
             "fps": rate(now, Amounts(*now.amounts).results) if now else None,
             "kbps": rate(now, 8 * Amounts(*now.amounts).wire_bytes / 1000) if now else None,
             "latency_ms": latency_ms(Amounts(*now.amounts)) if now else None,
-            "dropped_share": rounded(recent.dropped / recent.frames) if recent.frames else None,
+            "dropped_share": dropped_share(recent),
             "bytes_per_hour": rate(minute, S_PER_HOUR * recent.wire_bytes) if minute else None,
         },
         "hours_per_month": HOURS_PER_MONTH,
@@ -194,6 +194,11 @@ def fleet_figures(rows: Iterable[Mapping[str, Any]], total: Amounts, history: Hi
             "dropped": [None if step is None else rate(step[0], step[1].dropped) for step in steps],
         },
     }
+
+
+def dropped_share(amounts: Amounts) -> float | None:
+    """Dropped frames among all; those that came before the time and ended within it make no more than all."""
+    return rounded(min(1.0, amounts.dropped / amounts.frames)) if amounts.frames else None
 
 
 def rate(growth: Growth, amount: float) -> float:

@@ -101,7 +101,9 @@ def judge_flow(
     if is_dropping(frames, total):
         reasons = ", ".join(f"{reason} {count}" for reason, count in by_count(lost).items())
         return Verdict(
-            CameraState.DROPPING, dropping_since_ns, f"{total} of {frames} frames lost in a minute: {reasons}"
+            CameraState.DROPPING,
+            dropping_since_ns,
+            f"{total} of {max(frames, total)} frames lost in a minute: {reasons}",
         )
     return Verdict(CameraState.OK, began_ns)
 

@@ -302,7 +302,7 @@ function showWorkers(workers) {
   showRows(at("workers"), WORKER_COLUMNS, entries, (tr, row) => {
     fillRow(tr, {
       slot: [`${row.slot}`, ""],
-      state: [row.state, row.state === "dead" || row.state === "starting" ? since(row.since_s) : ""],
+      state: [row.state, row.state === "ready" || (row.state === "busy" && row.since_s < 2) ? "" : since(row.since_s)],
       busy: [share(row.busy_share), ""],
       fps: [number(row.fps), ""],
       memory: [bytes(row.memory_bytes), ""],
