@@ -33,7 +33,7 @@ def build_training(
     recipe: Recipe, device: str, threads: int, ranks: Ranks = ALONE, pictures: Pictures | None = None
 ) -> Training:
     """Read the classifier, and pictures unless they are given, and join them to a run that has not begun."""
-    pictures = pictures or load_pictures(recipe.data.folders, recipe.data.labels)
+    pictures = pictures or load_pictures(recipe.data.folders, recipe.data.labels, in_memory=recipe.data.in_memory)
     weights = None if recipe.classifier_weights is None else Path(recipe.classifier_weights)
     classifier: Classifier
     if recipe.classifier == "resnet50":

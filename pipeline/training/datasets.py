@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -16,11 +16,18 @@ from numpy.typing import NDArray
 from pipeline.classes import load_classes
 from pipeline.errors import TrainingError
 from pipeline.frames import VIEW_SIDE_PX
+from pipeline.training.file_pictures import FilePictures
 from pipeline.training.recipes import EVALUATION_SIDE_PX, DataRecipe
 from pipeline.view import EVALUATION_VIEW, make_view
 
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 HELD_OUT_ONE_IN = 10
+MAX_HELD_OUT = 2000
+"""Of pictures that stay in their files: these are decoded, and no validation looks at more."""
+MAX_REDRAWN = 100
+AREA_TRIES = 10
+AREA_ASPECT = float(np.log(4 / 3))
+"""Largest change of a region's shape, as a natural logarithm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +35,12 @@ class Pictures:
     """Decoded pictures and their labels.
 
     Attributes:
-        training / held_out: uint8 (H, W, 3) BGR.
+        training / held_out: uint8 (H, W, 3) BGR; training ones may be decoded only when they are asked for.
         unreadable: number of files that could not be decoded.
         training_labels / held_out_labels: class indices int64 (N,), -1 where none is known; None where none is at all.
     """
 
-    training: list[NDArray[np.uint8]]
+    training: Sequence[NDArray[np.uint8]]
     held_out: list[NDArray[np.uint8]]
     unreadable: int
     training_labels: NDArray[np.int64] | None = None
@@ -45,38 +52,48 @@ class Pictures:
         return 0 if self.training_labels is None else int((self.training_labels >= 0).sum())
 
 
-def load_pictures(folders: tuple[str, ...], labels_csv: str | None = None) -> Pictures:
+def load_pictures(folders: tuple[str, ...], labels_csv: str | None = None, *, in_memory: bool = True) -> Pictures:
     """Decode every picture under the folders, from files and from tar shards (WebDataset).
 
     A tenth, chosen by a hash of the file's name, is held out; the choice does not depend on order or machine. Labels
     come from the CSV (columns file and label), else from the sub-folders if every one of them is named by a class.
+
+    Args:
+        in_memory: False leaves training pictures in their files, and takes no more than `MAX_HELD_OUT` held-out ones.
 
     Raises:
         TrainingError: a folder is missing, a tar is damaged, the CSV is none, or there are too few pictures.
     """
     listed = None if labels_csv is None else _read_labels(Path(labels_csv))
     training: list[NDArray[np.uint8]] = []
+    files: list[Path] = []
     held_out: list[NDArray[np.uint8]] = []
     labels: tuple[list[int | None], list[int | None]] = ([], [])
     unreadable = 0
     for folder in folders:
         if not Path(folder).is_dir():
             raise TrainingError(f"{folder}: no such folder of pictures")
-        for name, path, content in _read_files(Path(folder)):
-            picture = _decode_picture(content)
-            if picture is None:
-                unreadable += 1
-                continue
+        for name, path, content in _read_files(Path(folder), in_memory=in_memory):
             is_held_out = zlib.crc32(name.encode()) % HELD_OUT_ONE_IN == 0
-            (held_out if is_held_out else training).append(picture)
+            if isinstance(content, Path) and not is_held_out:
+                files.append(content)
+            elif not in_memory and len(held_out) == MAX_HELD_OUT:
+                continue
+            else:
+                picture = _decode_picture(content.read_bytes() if isinstance(content, Path) else content)
+                if picture is None:
+                    unreadable += 1
+                    continue
+                (held_out if is_held_out else training).append(picture)
             labels[is_held_out].append(_class_of_folder(path) if listed is None else _find_label(listed, path))
-    if not training or not held_out:
-        raise TrainingError(f"{', '.join(folders)}: too few pictures to train on ({len(training)} and {len(held_out)})")
+    chosen: Sequence[NDArray[np.uint8]] = training if in_memory else FilePictures(files, _decode_picture)
+    if not chosen or not held_out:
+        raise TrainingError(f"{', '.join(folders)}: too few pictures to train on ({len(chosen)} and {len(held_out)})")
     together = [*labels[0], *labels[1]]
     if None in together if listed is None else set(together) == {None}:
-        return Pictures(training, held_out, unreadable)
+        return Pictures(chosen, held_out, unreadable)
     of_training, of_held_out = (np.array([-1 if each is None else each for each in part], np.int64) for part in labels)
-    return Pictures(training, held_out, unreadable, of_training, of_held_out)
+    return Pictures(chosen, held_out, unreadable, of_training, of_held_out)
 
 
 def _class_of_folder(path: PurePosixPath) -> int | None:
@@ -117,15 +134,19 @@ def _decode_picture(content: bytes) -> NDArray[np.uint8] | None:
     return None if picture is None else np.asarray(picture, np.uint8)
 
 
-def _read_files(folder: Path) -> Iterator[tuple[str, PurePosixPath, bytes]]:
-    """Name that decides what is held out, path below the folder or in its shard, content; in sorted order."""
+def _read_files(folder: Path, *, in_memory: bool) -> Iterator[tuple[str, PurePosixPath, bytes | Path]]:
+    """Name that decides what is held out, path below the folder or in its shard, content or file; in sorted order."""
     for path in sorted(folder.rglob("*")):
         suffix = path.suffix.lower()
         if suffix not in {".tar", *PICTURE_SUFFIXES} or not path.is_file():
             continue
         try:
+            if suffix == ".tar" and not in_memory:
+                raise TrainingError(f"{path}: data.in_memory: false takes pictures in files of their own, no tar")
             if suffix == ".tar":
                 yield from _read_shard(path)
+            elif not in_memory:
+                yield path.name, PurePosixPath(path.relative_to(folder).as_posix()), path
             else:
                 yield path.name, PurePosixPath(path.relative_to(folder).as_posix()), path.read_bytes()
         except (OSError, tarfile.TarError) as error:
@@ -155,17 +176,34 @@ class Crop:
 
 def draw_crop(random: np.random.Generator, height: int, width: int, size_px: int, recipe: DataRecipe) -> Crop:
     """Draw the crop of a picture of height x width pixels that becomes a square of size_px."""
-    aspect = np.exp(random.uniform(-0.2, 0.2))  # width over height, of the region that becomes the square
-    share = size_px / recipe.side_px * np.exp(random.uniform(-recipe.zoom, recipe.zoom))
-    side = min(1.0, share) * min(height, width)
-    region_w = min(width, max(8, round(side * aspect**0.5)))
-    region_h = min(height, max(8, round(side / aspect**0.5)))
+    if recipe.area is None:
+        aspect = np.exp(random.uniform(-0.2, 0.2))  # width over height, of the region that becomes the square
+        share = size_px / recipe.side_px * np.exp(random.uniform(-recipe.zoom, recipe.zoom))
+        side = min(1.0, share) * min(height, width)
+        region_w = min(width, max(8, round(side * aspect**0.5)))
+        region_h = min(height, max(8, round(side / aspect**0.5)))
+    else:
+        region_w, region_h = _draw_region(random, height, width, recipe.area)
     left, top = random.integers(width - region_w + 1), random.integers(height - region_h + 1)
     is_mirrored = random.random() < 0.5
     contrast = 1 + random.uniform(-recipe.contrast, recipe.contrast)
     brightness = 127 * random.uniform(-recipe.brightness, recipe.brightness)
     shift = 127 * (1 - contrast) + brightness
     return Crop(int(left), int(top), region_w, region_h, is_mirrored, contrast, shift)
+
+
+def _draw_region(random: np.random.Generator, height: int, width: int, area: tuple[float, float]) -> tuple[int, int]:
+    """Width and height of a region of a random share of the picture, 3:4 to 4:3; what ImageNet is mostly trained on.
+
+    A region that does not fit is drawn again; after ten times it is the largest square.
+    """
+    for _ in range(AREA_TRIES):
+        pixels = height * width * random.uniform(*area)
+        aspect = np.exp(random.uniform(-AREA_ASPECT, AREA_ASPECT))
+        region_w, region_h = round((pixels * aspect) ** 0.5), round((pixels / aspect) ** 0.5)
+        if 0 < region_w <= width and 0 < region_h <= height:
+            return region_w, region_h
+    return min(height, width), min(height, width)
 
 
 class CropSampler:
@@ -176,7 +214,7 @@ class CropSampler:
         drawn: which pictures the last batch was cut from, int64 (B,).
     """
 
-    def __init__(self, pictures: list[NDArray[np.uint8]], recipe: DataRecipe, seed: int) -> None:
+    def __init__(self, pictures: Sequence[NDArray[np.uint8]], recipe: DataRecipe, seed: int) -> None:
         self._pictures = pictures
         self._recipe = recipe
         self.random = np.random.default_rng(seed)
@@ -186,9 +224,18 @@ class CropSampler:
         """uint8 (batch, size, size, 3) RGB."""
         crops = np.empty((batch, size_px, size_px, 3), np.uint8)
         self.drawn = self.random.integers(len(self._pictures), size=batch)
-        for row, index in enumerate(self.drawn):
-            crops[row] = self._crop(self._pictures[index], size_px)
+        for row in range(batch):
+            crops[row] = self._crop(self._draw_readable(row), size_px)
         return crops
+
+    def _draw_readable(self, row: int) -> NDArray[np.uint8]:
+        """The picture drawn for a row; another one in place of a file that is none."""
+        for _ in range(MAX_REDRAWN):
+            picture = self._pictures[int(self.drawn[row])]
+            if picture.size:
+                return picture
+            self.drawn[row] = self.random.integers(len(self._pictures))
+        raise TrainingError(f"{MAX_REDRAWN} pictures one after the other cannot be decoded")
 
     def _crop(self, picture: NDArray[np.uint8], size_px: int) -> NDArray[np.uint8]:
         drawn = draw_crop(self.random, picture.shape[0], picture.shape[1], size_px, self._recipe)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -24,7 +26,7 @@ class DeviceCropSampler:
     """
 
     def __init__(
-        self, pictures: list[NDArray[np.uint8]], recipe: DataRecipe, seed: int, device: torch.device | str
+        self, pictures: Sequence[NDArray[np.uint8]], recipe: DataRecipe, seed: int, device: torch.device | str
     ) -> None:
         # (3, H, W) RGB
         self._pictures = [
@@ -67,7 +69,7 @@ def _resize(picture: Tensor, crop: Crop, size_px: int) -> Tensor:
 
 def fits(pictures: Pictures, device: torch.device) -> bool:
     """Whether the device is a GPU with memory to spare for the training pictures."""
-    if device.type != "cuda":
+    if device.type != "cuda" or not isinstance(pictures.training, list):
         return False
     free_bytes, _ = torch.cuda.mem_get_info(device)
-    return sum(picture.nbytes for picture in pictures.training) < SPARE_SHARE * free_bytes
+    return bool(sum(picture.nbytes for picture in pictures.training) < SPARE_SHARE * free_bytes)

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     labelled = None
     if args.measure:
         labelled = load_labelled_views(Path(args.measure), Path(args.labels) if args.labels else None)
-    pictures = load_pictures(trained.recipe.data.folders)
+    pictures = load_pictures(trained.recipe.data.folders, in_memory=trained.recipe.data.in_memory)
     bundle = export_trained(trained, pictures, folder, args.name, _say)
     if labelled is None:
         held_out = use_views(pictures.held_out, MEASURED_PICTURES, trained.recipe.data.side_px)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -100,7 +101,7 @@ class Training:
         loss, parts = self._loss(x, task.targets(x, labels, self.progress), self.progress)
         task.network.zero_grad(set_to_none=True)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(task.network.parameters(), recipe.optimiser.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(task.network.parameters(), recipe.optimiser.clip_norm or math.inf)
         if not torch.isfinite(norm):
             self.skipped_steps += 1
             if self.skipped_steps > MAX_SKIPPED_STEPS:

@@ -247,7 +247,10 @@ def _free_tail(classifier: nn.Module, cut: str) -> None:
 
 
 def _build_optimisers(network: nn.ModuleDict, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """AdamW; weight decay on weights of convolutions and linear layers alone, the prior faster, a classifier slower."""
+    """AdamW, or SGD with momentum for all but the prior.
+
+    Weight decay is on weights of convolutions and linear layers alone, the prior learns faster, a classifier slower.
+    """
     chosen, codec = recipe.optimiser, _codec(network)
     prior = [parameter for parameter in codec.prior.parameters() if parameter.requires_grad]
     networks = [*codec.encoder.parameters(), *codec.decoder.parameters()]
@@ -261,4 +264,9 @@ def _build_optimisers(network: nn.ModuleDict, recipe: Recipe) -> list[torch.opti
         {"params": [p for p in classifier if p.ndim > 1], "lr": slow, "weight_decay": chosen.weight_decay},
         {"params": [p for p in classifier if p.ndim == 1], "lr": slow, "weight_decay": 0.0},
     ]
+    of_prior = [group for group in groups if group["params"] and group["params"] is prior]
+    others = [group for group in groups if group["params"] and group["params"] is not prior]
+    if chosen.method == "sgd":
+        sgd = torch.optim.SGD(others, momentum=chosen.momentum)
+        return set_peaks([sgd, torch.optim.AdamW(of_prior, betas=(0.9, 0.98))])
     return set_peaks([torch.optim.AdamW([group for group in groups if group["params"]], betas=(0.9, 0.98))])

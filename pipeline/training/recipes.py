@@ -98,17 +98,29 @@ class DataRecipe(RecipePart):
 
     folders: tuple[str, ...] = Field(min_length=1)
     labels: str | None = Field(None, description="CSV of file and label; else sub-folders named by classes label")
+    in_memory: bool = Field(True, description="false: decoded anew for every crop, for sets that no memory holds")
     side_px: int = Field(
         EVALUATION_SIDE_PX, ge=32, description="short side at which pictures are cropped and looked at; 256 as in use"
     )
     zoom: float = Field(0.2, ge=0, le=1, description="largest change of a crop's scale, as a natural logarithm")
+    area: tuple[Positive, Positive] | None = Field(
+        None, description="least and largest share of a picture that a crop covers; instead of side_px and zoom"
+    )
     brightness: float = Field(0.2, ge=0, lt=1)
     contrast: float = Field(0.2, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _check_area(self) -> DataRecipe:
+        if self.area is not None and not self.area[0] <= self.area[1] <= 1:
+            raise ValueError("area must rise and end at 1 at most")
+        return self
 
 
 class OptimiserRecipe(RecipePart):
     """AdamW, with Muon for the blocks' matrices; a cosine that ends at `final_share` of the learning rates."""
 
+    method: Literal["adamw", "sgd"] = Field("adamw", description="of the paper's family; the prior always has AdamW")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
     learning_rate: float = Field(1e-3, gt=0)
     final_share: float = Field(0.01, ge=0, le=1)
     warmup_steps: int = Field(200, ge=0)
@@ -117,7 +129,7 @@ class OptimiserRecipe(RecipePart):
     task_share: float = Field(0.25, gt=0, le=1, description="of the learning rates, once the classes are in the loss")
     operating_lr_factor: float = Field(5.0, gt=0, description="learning rate of gains and prior over the networks'")
     weight_decay: float = Field(0.01, ge=0)
-    clip_norm: float = Field(1.0, gt=0)
+    clip_norm: float | None = Field(1.0, gt=0, description="largest norm of a gradient; null leaves it as it is")
     ema_decay: float = Field(0.999, ge=0, lt=1)
 
 

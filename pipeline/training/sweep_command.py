@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         raise TrainingError(f"{folder}: cannot be made: {error.strerror}") from error
     data = networks[0].recipe.data
-    pictures = load_pictures(data.folders, data.labels)
+    pictures = load_pictures(data.folders, data.labels, in_memory=data.in_memory)
     budget = networks[0].recipe.pictures or 0
     labels = f"{pictures.num_labelled} labelled" if pictures.num_labelled else "no labels: CE is left out for all"
     print(

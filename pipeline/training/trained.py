@@ -92,7 +92,8 @@ def export_trained(
     recipe = trained.recipe
     random = np.random.default_rng(recipe.seed)
     chosen = random.choice(len(pictures.training), min(FITTED_PICTURES, len(pictures.training)), replace=False)
-    views = use_views([pictures.training[index] for index in chosen], side_px=recipe.data.side_px)
+    found = [picture for index in chosen if (picture := pictures.training[index]).size]
+    views = use_views(found, side_px=recipe.data.side_px)
     facts = BundleFacts(
         name=name,
         classifier=recipe.classifier,

@@ -14,7 +14,8 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.errors import TrainingError
-from pipeline.training.datasets import CropSampler, Pictures, load_pictures, use_views
+from pipeline.training.datasets import CropSampler, Pictures, draw_crop, load_pictures, use_views
+from pipeline.training.file_pictures import FilePictures
 from pipeline.training.recipes import DataRecipe
 from pipeline.view import EVALUATION_VIEW, make_view
 
@@ -249,3 +250,51 @@ def test_sampler_says_which_pictures_it_drew() -> None:
     sampler = CropSampler(shades, PLAIN, 1)
     crops = sampler.batch(32, 6)
     assert [int(crop.mean()) for crop in crops] == [10 * index for index in sampler.drawn]
+
+
+# Sets that no memory holds
+
+
+def test_pictures_that_stay_in_their_files_give_the_same_crops(folder: Path, pictures: Pictures) -> None:
+    found = load_pictures((str(folder),), in_memory=False)
+    assert len(found.training) == len(pictures.training)
+    assert fingerprints(found.held_out) == fingerprints(pictures.held_out)
+    crops = CropSampler(found.training, PLAIN, 4).batch(32, 6)
+    np.testing.assert_array_equal(crops, CropSampler(pictures.training, PLAIN, 4).batch(32, 6))
+
+
+def test_a_file_that_is_no_picture_is_counted_and_another_drawn(folder: Path) -> None:
+    found = load_pictures((str(folder),), in_memory=False)
+    assert isinstance(found.training, FilePictures)
+    for path in folder.iterdir():  # all but one: whoever draws must find it
+        if found.training._paths[3] != path:
+            path.write_bytes(b"")
+    sampler = CropSampler(found.training, PLAIN, 4)
+    crops = sampler.batch(32, 5)
+    assert sampler.drawn.tolist() == [3] * 5
+    assert crops.std() > 0
+    assert len(found.training.unreadable) > 5
+    (folder / found.training._paths[3].name).unlink()
+    with pytest.raises(TrainingError, match="cannot be decoded"):
+        sampler.batch(32, 1)
+
+
+def test_a_shard_cannot_stay_in_its_file(folder: Path) -> None:
+    write_shard(folder, folder / "shard.tar", 1)
+    with pytest.raises(TrainingError, match="in_memory"):
+        load_pictures((str(folder),), in_memory=False)
+
+
+def test_crops_by_area_cover_the_shares_that_are_asked_for() -> None:
+    recipe = DataRecipe(folders=("none",), area=(0.08, 1.0))
+    generator = np.random.default_rng(1)
+    drawn = [draw_crop(generator, 300, 400, 224, recipe) for _ in range(400)]
+    shares = np.array([crop.width * crop.height / (300 * 400) for crop in drawn])
+    assert 0.078 < shares.min() < 0.12
+    assert 0.9 < shares.max() <= 1
+    aspects = np.array([crop.width / crop.height for crop in drawn])
+    assert aspects.min() > 0.74
+    assert aspects.max() < 1.35
+    assert all(crop.left + crop.width <= 400 and crop.top + crop.height <= 300 for crop in drawn)
+    narrow = draw_crop(generator, 20, 400, 224, DataRecipe(folders=("none",), area=(0.9, 1.0)))
+    assert (narrow.width, narrow.height) == (20, 20)  # nothing of such a share fits

@@ -129,6 +129,25 @@ def test_two_stages_first_features_and_rate_then_classes_alone(
 # Whole runs
 
 
+def test_sgd_has_the_papers_momentum_and_leaves_the_prior_its_adam(
+    recipe_fields: dict[str, Any], classifier: Lite0, paper_teacher: Teacher, pictures: Pictures
+) -> None:
+    optimiser = {"method": "sgd", "learning_rate": 0.01, "weight_decay": 1e-4, "warmup_steps": 0, "clip_norm": None}
+    fields = {**recipe_fields, "family": "paper", "cut": "stride4", "paper": {"depth": 0}, "optimiser": optimiser}
+    training = start_training(Recipe.model_validate(fields), classifier, paper_teacher, pictures, "cpu")
+    sgd, adam = training.task.optimisers
+    assert isinstance(sgd, torch.optim.SGD)
+    assert isinstance(adam, torch.optim.AdamW)
+    assert {group["momentum"] for group in sgd.param_groups} == {0.9}
+    prior = {id(value) for value in training.task.network["codec"].prior.parameters() if value.requires_grad}
+    assert {id(value) for group in adam.param_groups for value in group["params"]} == prior
+    decayed = [value for group in sgd.param_groups if group["weight_decay"] > 0 for value in group["params"]]
+    assert {value.ndim for value in decayed} == {4}
+    before = weights(training)
+    training.train_step()
+    assert any(not torch.equal(value, before[name]) for name, value in weights(training).items())
+
+
 def test_run_ends_with_fitted_and_checked_quantiles(make_paper: MakePaper, labelled: Pictures, tmp_path: Path) -> None:
     training = make_paper(labelled)
     before = weights(training)
