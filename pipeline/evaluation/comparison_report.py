@@ -187,8 +187,8 @@ def as_markdown(content: dict[str, Any]) -> str:
         f"{content['images']} pictures of {content['source']} ({content['unreadable']} unreadable, left out), "
         f"{content['classifier']}, uncompressed top-1 {content['reference_top1']:.3f}; {content['engine']} "
         f"{content['precision']}, {content['threads']} threads. bpp and bytes: the bitstream or file with its header. "
-        "In brackets: 95 % paired bootstrap. Times: encoding from a 1280 x 720 array with entropy coding, at the middle "
-        "of each curve, one thread, interleaved, median / p90; in the cloud a picture of a batch, all threads.",
+        "In brackets: 95 % paired bootstrap. Times: encoding from a 1280 x 720 array with entropy coding, at the "
+        "middle of each curve, one thread, interleaved, median / p90; in the cloud a picture of a batch, all threads.",
         "",
         *_budget_lines(content["sweep"]),
         *_points_table(content["systems"]),
