@@ -351,6 +351,8 @@ def _table(cameras: list[CameraFigures], elapsed_s: float, seconds: float) -> Ta
 
 
 def _print_closing(console: Console, figures: dict[str, Any]) -> None:
+    if not console.is_terminal:
+        console.print()  # in a file the table's last line is left open
     dropped = figures["dropped"]
     reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.items()) or "none"
     console.print(
