@@ -77,6 +77,31 @@ class CloudWatcher(Protocol):
     def idle(self, now_ns: int) -> None: ...
 
 
+class AnswerWatcher:
+    """A watcher for which only answers count: whoever extends it adds `answered`."""
+
+    def batch_formed(self, batch: Batch[FrameArrived]) -> None:
+        """Nothing."""
+
+    def batch_done(self, done: BatchDone, num_frames: int) -> None:
+        """Nothing."""
+
+    def worker_ready(self, ready: WorkerReady) -> None:
+        """Nothing."""
+
+    def worker_lost(self, lost: WorkerLost) -> None:
+        """Nothing."""
+
+    def session_changed(self, action: SessionOpened | SessionClosed) -> None:
+        """Nothing."""
+
+    def received(self, frame: FrameArrived, depth: int | None) -> None:
+        """Nothing."""
+
+    def idle(self, now_ns: int) -> None:
+        """Nothing."""
+
+
 class CloudFront:
     """The loop and what it owns: socket, sessions, queue, workers, ledger."""
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from nodes.cloud import AnsweredFrame, CloudFront
+from nodes.cloud import AnsweredFrame, AnswerWatcher, CloudFront
 from nodes.pool import BatchDone, SlotState, WorkerLost, WorkerReady
 from nodes.results import ResultSink
 from pipeline.batching import Batch
@@ -88,7 +88,7 @@ class CloudConsole:
         self._batches = self._latency_ns = self._num_bytes = 0
 
 
-class SinkWatcher:
+class SinkWatcher(AnswerWatcher):
     """Passes every answered frame on to the result sinks."""
 
     def __init__(self, sinks: list[ResultSink]) -> None:
@@ -115,24 +115,3 @@ class SinkWatcher:
         }
         for sink in self._sinks:
             sink.put(line)
-
-    def received(self, frame: FrameArrived, depth: int | None) -> None:
-        """Only answers are passed on."""
-
-    def batch_formed(self, batch: Batch[FrameArrived]) -> None:
-        """Only answers are passed on."""
-
-    def batch_done(self, done: BatchDone, num_frames: int) -> None:
-        """Only answers are passed on."""
-
-    def worker_ready(self, ready: WorkerReady) -> None:
-        """Only answers are passed on."""
-
-    def worker_lost(self, lost: WorkerLost) -> None:
-        """Only answers are passed on."""
-
-    def session_changed(self, action: SessionOpened | SessionClosed) -> None:
-        """Only answers are passed on."""
-
-    def idle(self, now_ns: int) -> None:
-        """Only answers are passed on."""

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nodes.cloud import AnsweredFrame
-from nodes.pool import BatchDone, WorkerLost, WorkerReady
+from nodes.cloud import AnsweredFrame, AnswerWatcher
 from nodes.tracing import add_span, mark_failed, start_under
-from pipeline.batching import Batch
-from pipeline.cloud_actions import FrameArrived, SessionClosed, SessionOpened
 from pipeline.ledger import Outcome
 
 if TYPE_CHECKING:
@@ -17,7 +14,7 @@ if TYPE_CHECKING:
 NS_PER_US = 1_000
 
 
-class CloudTracing:
+class CloudTracing(AnswerWatcher):
     """Puts the cloud's spans under those of nodes that trace a frame; told of every answered frame."""
 
     def __init__(self, provider: TracerProvider, offset_ns: int) -> None:
@@ -50,24 +47,3 @@ class CloudTracing:
         if answered.outcome is not Outcome.OK:
             mark_failed(whole, answered.outcome.value)
         whole.end(end_ns)
-
-    def received(self, frame: FrameArrived, depth: int | None) -> None:
-        """Only answered frames are traced."""
-
-    def batch_formed(self, batch: Batch[FrameArrived]) -> None:
-        """Only answered frames are traced."""
-
-    def batch_done(self, done: BatchDone, num_frames: int) -> None:
-        """Only answered frames are traced."""
-
-    def worker_ready(self, ready: WorkerReady) -> None:
-        """Only answered frames are traced."""
-
-    def worker_lost(self, lost: WorkerLost) -> None:
-        """Only answered frames are traced."""
-
-    def session_changed(self, action: SessionOpened | SessionClosed) -> None:
-        """Only answered frames are traced."""
-
-    def idle(self, now_ns: int) -> None:
-        """Only answered frames are traced."""

@@ -10,11 +10,8 @@ import logging
 import os
 from pathlib import Path
 
-from nodes.cloud import AnsweredFrame
-from nodes.pool import BatchDone, WorkerLost, WorkerReady
+from nodes.cloud import AnsweredFrame, AnswerWatcher
 from pipeline.attempts import frame_digest
-from pipeline.batching import Batch
-from pipeline.cloud_actions import FrameArrived, SessionClosed, SessionOpened
 from pipeline.ledger import Outcome
 
 SUFFIX = ".bitstream"
@@ -22,7 +19,7 @@ SUFFIX = ".bitstream"
 logger = logging.getLogger("rac.cloud")
 
 
-class Quarantine:
+class Quarantine(AnswerWatcher):
     """A watcher of the front's loop that keeps the newest poisonous bitstreams in a folder of mode 0700."""
 
     def __init__(self, folder: Path, capacity: int) -> None:
@@ -48,27 +45,6 @@ class Quarantine:
                 )
         except OSError as error:
             logger.warning("poisonous frame not kept: %s: %s", self._folder, error.strerror, extra=facts)
-
-    def received(self, frame: FrameArrived, depth: int | None) -> None:
-        """Only poisonous frames are kept."""
-
-    def batch_formed(self, batch: Batch[FrameArrived]) -> None:
-        """Only poisonous frames are kept."""
-
-    def batch_done(self, done: BatchDone, num_frames: int) -> None:
-        """Only poisonous frames are kept."""
-
-    def worker_ready(self, ready: WorkerReady) -> None:
-        """Only poisonous frames are kept."""
-
-    def worker_lost(self, lost: WorkerLost) -> None:
-        """Only poisonous frames are kept."""
-
-    def session_changed(self, action: SessionOpened | SessionClosed) -> None:
-        """Only poisonous frames are kept."""
-
-    def idle(self, now_ns: int) -> None:
-        """Only poisonous frames are kept."""
 
     def _keep(self, path: Path, bitstream: bytes) -> bool:
         """Write a file; False when it is there already."""
