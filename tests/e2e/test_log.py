@@ -58,7 +58,8 @@ def test_every_change_is_one_event(start: Start) -> None:
     wait_logged(cloud, "not_ready", level="warning")
 
     cloud.send_signal(signal.SIGKILL, group=True)
-    assert wait_logged(node, "link_down", was_up=True)["reason"] == "heartbeat"
+    # Silence, or a frame that met a broken connection before that: whichever the node notices first.
+    assert wait_logged(node, "link_down", was_up=True)["reason"] in ("heartbeat", "closed")
     began = wait_logged(node, "drops_began", reason="link_down")
     assert began["camera"] in ("door", "yard")
     assert began["sequence"] >= 0
