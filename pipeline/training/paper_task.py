@@ -23,6 +23,7 @@ from pipeline.codec.lite0 import CUTS, Lite0, Lite0Tail
 from pipeline.codec.paper import PaperCodec, PaperShape, build_paper_codec
 from pipeline.codec.resnet import CUT_CHANNELS, ResNet50, ResNet50Tail
 from pipeline.training.datasets import Pictures, use_views
+from pipeline.training.muon import Muon
 from pipeline.training.recipes import Recipe
 from pipeline.training.schedule import learning_rate_share
 from pipeline.training.task import Parts, divergence, set_peaks
@@ -32,6 +33,8 @@ NUM_LATER_POINTS = 3
 """Ends of classifier stages whose features are compared, beside the cut's."""
 CLASS_WEIGHT = 0.5
 """Of CE and of KL."""
+RATE_START_SHARE = 0.01
+"""Of the rate's weight, where it rises."""
 VALIDATION_PICTURES = 192
 VALIDATION_BATCH = 32
 
@@ -134,7 +137,7 @@ class PaperTask:
             error = _feature_error(
                 [features, *stages[:NUM_LATER_POINTS]], targets.points, None if is_single else pixels
             )
-            loss = loss + error + self.recipe.paper.lmbda * bpp
+            loss = loss + error + self._lmbda(progress) * bpp
             parts["features"] = float(error.detach())
         if is_single or self.stage == 2:
             kl = divergence(targets.logits, stages[-1].float()).mean()
@@ -145,6 +148,13 @@ class PaperTask:
                 loss = loss + CLASS_WEIGHT * ce
                 parts["ce"] = float(ce.detach())
         return loss, parts
+
+    def _lmbda(self, progress: float) -> float:
+        """Weight of the rate. In a short run it comes in late: channels that it empties at the start stay empty."""
+        paper = self.recipe.paper
+        ramp = paper.rate_ramp_share * (paper.second_stage if paper.schedule == "two_stage" else 1.0)
+        left = max(0.0, 1 - progress / ramp) if ramp > 0 else 0.0
+        return paper.lmbda * float(RATE_START_SHARE**left)
 
     def _stages(self, network: nn.ModuleDict, features: Tensor) -> list[Tensor]:
         """Features behind the cut, logits last, by the classifier that belongs to a network."""
@@ -247,7 +257,7 @@ def _free_tail(classifier: nn.Module, cut: str) -> None:
 
 
 def _build_optimisers(network: nn.ModuleDict, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """AdamW, or SGD with momentum for all but the prior.
+    """AdamW with Muon for convolutions, AdamW alone, or SGD with momentum for all but the prior.
 
     Weight decay is on weights of convolutions and linear layers alone, the prior learns faster, a classifier slower.
     """
@@ -257,6 +267,10 @@ def _build_optimisers(network: nn.ModuleDict, recipe: Recipe) -> list[torch.opti
     classifier = [p for p in network["classifier"].parameters() if p.requires_grad] if "classifier" in network else []
     rate = chosen.learning_rate
     slow = rate * recipe.paper.classifier_lr_factor
+    with_muon = chosen.method == "adamw" and chosen.matrices == "muon"
+    matrices = [p for p in networks if with_muon and p.ndim == 4 and p.shape[1] > 1]
+    of_muon = {id(parameter) for parameter in matrices}
+    networks = [parameter for parameter in networks if id(parameter) not in of_muon]
     groups = [
         {"params": [p for p in networks if p.ndim == 4], "lr": rate, "weight_decay": chosen.weight_decay},
         {"params": [p for p in networks if p.ndim != 4], "lr": rate, "weight_decay": 0.0},
@@ -269,4 +283,9 @@ def _build_optimisers(network: nn.ModuleDict, recipe: Recipe) -> list[torch.opti
     if chosen.method == "sgd":
         sgd = torch.optim.SGD(others, momentum=chosen.momentum)
         return set_peaks([sgd, torch.optim.AdamW(of_prior, betas=(0.9, 0.98))])
-    return set_peaks([torch.optim.AdamW([group for group in groups if group["params"]], betas=(0.9, 0.98))])
+    optimisers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW([group for group in groups if group["params"]], betas=(0.9, 0.98))
+    ]
+    if matrices:
+        optimisers.append(Muon(matrices, chosen.muon_learning_rate, weight_decay=chosen.weight_decay))
+    return set_peaks(optimisers)

@@ -124,7 +124,9 @@ class OptimiserRecipe(RecipePart):
     learning_rate: float = Field(1e-3, gt=0)
     final_share: float = Field(0.01, ge=0, le=1)
     warmup_steps: int = Field(200, ge=0)
-    matrices: Literal["adamw", "muon"] = Field("muon", description="for the 1 x 1 convolutions of blocks")
+    matrices: Literal["adamw", "muon"] = Field(
+        "muon", description="for blocks' 1 x 1 convolutions; family paper: for all but depthwise ones, with adamw"
+    )
     muon_learning_rate: float = Field(0.01, gt=0)
     task_share: float = Field(0.25, gt=0, le=1, description="of the learning rates, once the classes are in the loss")
     operating_lr_factor: float = Field(5.0, gt=0, description="learning rate of gains and prior over the networks'")
@@ -142,6 +144,9 @@ class PaperRecipe(RecipePart):
     classifier_training: Literal["fixed", "joint"] = "fixed"
     schedule: Literal["single_stage", "two_stage"] = Field("single_stage", description="Eq. 2, or Eq. 1")
     second_stage: float = Field(0.5, gt=0, lt=1, description="share of the run at which encoder and prior freeze")
+    rate_ramp_share: float = Field(
+        0.0, ge=0, le=1, description="of the run or its first stage, in which lmbda rises from a hundredth"
+    )
     start: Literal["scaled", "paper"] = Field("scaled", description="numbers of size one, or as published")
     classifier_lr_factor: float = Field(0.1, gt=0, description="learning rate of a joint classifier over the codec's")
 
