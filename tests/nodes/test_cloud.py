@@ -5,155 +5,20 @@ Whatever happens to a worker, a node or the queue, every accepted frame is answe
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 
-from nodes.cloud import AnsweredFrame, CloudFront, peek_operating_point
-from nodes.pool import BatchDone, SlotState, WorkerLost, WorkerReady
+from nodes.cloud import peek_operating_point
+from nodes.pool import SlotState
 from nodes.worker import Panic
-from pipeline.admission import Admission, connection_of
-from pipeline.authorisation import KEY_CHARS, AllowList, NamedKey
-from pipeline.batching import Batch, Batcher, BatcherSettings
-from pipeline.cloud_actions import CloudSettings, FrameArrived, SessionClosed, SessionOpened
-from pipeline.cloud_session import CloudSessions
-from pipeline.errors import SecurityError
+from pipeline.cloud_actions import SessionClosed
 from pipeline.ledger import Outcome
-from pipeline.node_limits import LimitSettings
-from pipeline.wire import Bye, CameraEntry, Hello, Message, Reject, RejectCode, Result, Welcome, pack
-from tests.fakes import (
-    BUNDLE_ID,
-    MS,
-    FakeClock,
-    FakeDoor,
-    FakePool,
-    S,
-    Script,
-    make_bitstream,
-    make_classes,
-    make_frame_message,
-)
-
-NAMES = tuple(f"class {index}" for index in range(1000))
-MAX_AGE_NS = 5 * S
-
-
-@dataclass
-class Notes:
-    """A watcher that remembers."""
-
-    answered_frames: list[AnsweredFrame] = field(default_factory=list)
-    batches: list[Batch[FrameArrived]] = field(default_factory=list)
-    lost: list[WorkerLost] = field(default_factory=list)
-    sessions: list[SessionOpened | SessionClosed] = field(default_factory=list)
-    depths: list[int | None] = field(default_factory=list)
-
-    def answered(self, answered: AnsweredFrame) -> None:
-        self.answered_frames.append(answered)
-
-    def batch_formed(self, batch: Batch[FrameArrived]) -> None:
-        self.batches.append(batch)
-
-    def batch_done(self, done: BatchDone, num_frames: int) -> None:
-        pass
-
-    def worker_ready(self, ready: WorkerReady) -> None:
-        pass
-
-    def worker_lost(self, lost: WorkerLost) -> None:
-        self.lost.append(lost)
-
-    def session_changed(self, action: SessionOpened | SessionClosed) -> None:
-        self.sessions.append(action)
-
-    def received(self, frame: FrameArrived, depth: int | None) -> None:
-        self.depths.append(depth)
-
-    def idle(self, now_ns: int) -> None:
-        pass
-
-
-class Bench:
-    """A front with everything around it, and nodes that are only routing ids."""
-
-    def __init__(
-        self,
-        workers: int = 1,
-        *,
-        capacity: int = 64,
-        max_frames: int = 4,
-        queue: int | None = None,
-        admission: Admission | None = None,
-    ) -> None:
-        self.clock = FakeClock()
-        self.door = FakeDoor()
-        self.pool = FakePool(workers)
-        self.notes = Notes()
-        ids = itertools.count()
-        settings = CloudSettings(frozenset({BUNDLE_ID}), window_frames=8, capacity_frames=capacity, max_sessions=8)
-        self.front = CloudFront(
-            door=self.door,  # type: ignore[arg-type]
-            sessions=CloudSessions(settings, lambda: next(ids).to_bytes(8, "little")),
-            batcher=Batcher[FrameArrived](
-                BatcherSettings(
-                    max_frames=max_frames,
-                    max_wait_ns=5 * MS,
-                    capacity=queue or settings.queue_frames,
-                    node_share=1.0,
-                    max_age_ns=MAX_AGE_NS,
-                )
-            ),
-            pool=self.pool,  # type: ignore[arg-type]
-            class_names=NAMES,
-            watcher=self.notes,
-            max_age_ns=MAX_AGE_NS,
-            clock=self.clock,
-            admission=admission,
-        )
-
-    def run(self, *steps: Callable[[], object] | int, drain_ns: int = 0) -> None:
-        script = Script(*steps)
-        try:
-            self.front.run(script, script.fd, drain_ns)
-        finally:
-            script.close()
-            self.door.close()
-        self.check()
-
-    def check(self) -> None:
-        """Every accepted frame was answered once, and the ledger says the same."""
-        assert self.pool.is_stopped
-        snapshot = self.front.ledger.snapshot()
-        assert snapshot.in_flight == 0
-        tickets = [answered.frame.ticket for answered in self.notes.answered_frames]
-        assert len(tickets) == len(set(tickets)) == snapshot.received
-        counts = Counter(answered.outcome.value for answered in self.notes.answered_frames)
-        assert counts == {outcome: count for outcome, count in snapshot.results.items() if count}
-        results = [(to, result.camera, result.sequence) for to, result in self.door.sent if isinstance(result, Result)]
-        assert len(results) == len(set(results)), "a node got two answers for one frame"
-        assert len(results) == snapshot.received - snapshot.results["unroutable"]
-
-    def hello(self, node: str = "dock") -> Callable[[], None]:
-        cameras = (CameraEntry(0, "gate"), CameraEntry(1, "belt"))
-        message = Hello(0, node, node.encode().ljust(16, b"-"), (BUNDLE_ID,), cameras)
-        return lambda: self.door.put(node.encode(), message)
-
-    def frames(self, first: int, last: int, node: str = "dock", age_us: int = 0) -> Callable[[], None]:
-        def put() -> None:
-            for sequence in range(first, last + 1):
-                self.door.put(node.encode(), make_frame_message(sequence, age_us=age_us))
-
-        return put
-
-    def wait(self, duration_ns: int) -> Callable[[], None]:
-        return lambda: self.clock.advance(duration_ns)
-
-    def outcomes(self) -> dict[str, int]:
-        return {outcome: count for outcome, count in self.front.ledger.snapshot().results.items() if count}
+from pipeline.wire import Bye, Reject, RejectCode, Welcome, pack
+from tests.cloud_bench import MAX_AGE_NS, Bench
+from tests.fakes import MS, S, make_bitstream, make_classes, make_frame_message
 
 
 @pytest.fixture
@@ -488,93 +353,6 @@ def test_garbage_within_a_session_ends_it(bench: Bench) -> None:
 def test_message_without_session_is_told_so(bench: Bench) -> None:
     bench.run(bench.frames(0, 0, "nobody"), 1)
     assert [message for _, message in bench.door.sent] == [Reject(RejectCode.NO_SESSION, "say HELLO first")]
-
-
-def lost_sessions(bench: Bench) -> list[tuple[str, str]]:
-    return [(action.node, action.reason) for action in bench.notes.sessions if isinstance(action, SessionClosed)]
-
-
-def test_node_that_breaks_a_limit_is_told_and_cut_off_and_others_do_not_notice() -> None:
-    bench = Bench(admission=Admission(LimitSettings(frames_per_second=1, window_frames=1)))
-    bench.run(
-        bench.hello("yard"),
-        bench.frames(0, 1, "yard"),
-        bench.hello("greedy"),
-        bench.frames(0, 3, "greedy"),
-        1,
-        bench.frames(4, 5, "greedy"),
-        bench.wait(5 * MS),
-        lambda: bench.pool.finish(0),
-        bench.wait(5 * MS),
-        lambda: bench.pool.finish(0),
-        bench.wait(2 * S),
-        bench.hello("greedy"),
-        bench.frames(2, 2, "yard"),
-        bench.wait(5 * MS),
-        lambda: bench.pool.finish(0),
-        1,
-    )
-    assert lost_sessions(bench)[0] == ("greedy", "limits")
-    rejects = [(to, message.code, message.text) for to, message in bench.door.sent if isinstance(message, Reject)]
-    assert rejects == [
-        (b"greedy", RejectCode.LIMITS, "more than 1 frames a second"),
-        (b"greedy", RejectCode.LIMITS, "more than 1 frames a second: not listened to for 28 s"),
-    ]
-    # Three frames were within the limit and had been accepted: their answers find no way.
-    assert bench.outcomes() == {"ok": 3, "unroutable": 3}
-
-
-def test_flood_of_a_node_that_was_told_ends_its_connection() -> None:
-    bench = Bench(admission=Admission(LimitSettings(frames_per_second=1, window_frames=1)))
-    bench.run(
-        bench.hello("greedy"),
-        bench.frames(0, 110, "greedy"),
-        lambda: bench.door.ended_connections == 0 or pytest.fail("before it can have been told"),
-        bench.wait(S),
-        bench.frames(111, 250, "greedy"),
-        1,
-    )
-    assert lost_sessions(bench)[0] == ("greedy", "limits")
-    assert bench.door.ended_connections == 2
-    assert [message.code for _, message in bench.door.sent if isinstance(message, Reject)] == [RejectCode.LIMITS]
-
-
-def test_session_of_a_revoked_key_ends_while_it_streams_and_its_frames_have_an_end() -> None:
-    keys = {name: name.ljust(KEY_CHARS, "-") for name in ("door", "yard")}
-    lists = [AllowList(NamedKey(name, key) for name, key in keys.items())]
-    bench = Bench(admission=Admission(allowed=lambda: lists[0]))
-    door, yard = (connection_of(b"abcde", key) for key in keys.values())
-
-    def put(connection: bytes, *messages: Message) -> Callable[[], None]:
-        return lambda: [bench.door.put(connection, message) for message in messages] and None
-
-    # Both call themselves the same; their keys do not.
-    hello = Hello(0, "yard", bytes(16), (BUNDLE_ID,), (CameraEntry(0, "gate"),))
-    bench.run(
-        put(door, hello, make_frame_message(0), make_frame_message(1)),
-        put(yard, hello, make_frame_message(0)),
-        lambda: lists.insert(0, AllowList([NamedKey("yard", keys["yard"])])),
-        bench.wait(S),
-        put(door, make_frame_message(2)),
-        lambda: bench.pool.finish(0),
-        put(door, hello),
-        1,
-    )
-    opened = [action.node for action in bench.notes.sessions if isinstance(action, SessionOpened)]
-    assert opened == ["door", "yard"]
-    assert lost_sessions(bench)[0] == ("door", "revoked")
-    codes = [message.code for to, message in bench.door.sent if isinstance(message, Reject) and to == door]
-    assert codes == [RejectCode.NOT_AUTHORISED, RejectCode.NO_SESSION, RejectCode.NOT_AUTHORISED]
-    assert bench.outcomes() == {"ok": 1, "unroutable": 2}
-
-
-def test_front_stops_when_nobody_can_be_authorised_any_more() -> None:
-    def allowed() -> AllowList:
-        raise SecurityError("the handler that authorises nodes does not run")
-
-    bench = Bench(admission=Admission(allowed=allowed))
-    with pytest.raises(SecurityError):
-        bench.run(1, 1)
 
 
 def test_operating_point_is_read_from_whole_bitstreams_only() -> None:
