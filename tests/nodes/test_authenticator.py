@@ -23,7 +23,7 @@ from pipeline.admission import KEY_CHARS, routing_id_of
 from pipeline.authorisation import NamedKey, render_public
 from pipeline.errors import ConfigError, SecurityError
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 CLOUD, DOOR, STRANGER = (make_pair(name) for name in ("cloud", "door", "stranger"))
 Context = zmq.Context  # of zmq.Socket[bytes]
 
@@ -155,7 +155,8 @@ def test_unknown_key_is_refused_and_both_sides_say_so(site: Site, caplog: pytest
     assert failure.is_lasting
     assert STRANGER[0].key in failure.text
     assert site.guard is not None
-    assert site.guard.unknown_keys == 1
+    # It goes on trying meanwhile.
+    assert site.guard.unknown_keys >= 1
     assert f"refused a node at 127.0.0.1: its key {STRANGER[0].key} is not allowed" in caplog.text
     assert list(site.door.receive(10)) == []
 

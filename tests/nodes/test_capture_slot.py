@@ -28,6 +28,7 @@ from nodes.sources import Source, SourceKind
 from pipeline.frames import Frame
 
 S = 1_000_000_000
+PATIENCE_S = 60.0
 LIVE = Source(SourceKind.DEVICE, "0", "0")
 WAITING = Source(SourceKind.FOLDER, "/photos", "photos")
 
@@ -81,7 +82,7 @@ def test_waiting_slot_holds_the_reader_until_its_picture_is_taken(wake: socket.s
     while picture is None:
         assert slot.counters == Counters(captured=5, position=2)
         picture = slot.take(222)
-    thread.join(5)
+    thread.join(PATIENCE_S)
     assert not thread.is_alive()
     assert (picture.label, picture.captured_ns) == (898, 222)
     assert picture.counters == slot.counters == Counters(captured=6, position=3)
@@ -97,7 +98,7 @@ def test_closed_slot_lets_the_reader_go(wake: socket.socket) -> None:
         thread.start()
     slot.close()
     for thread in threads:
-        thread.join(5)
+        thread.join(PATIENCE_S)
         assert not thread.is_alive()
     assert slot.is_closed
 
@@ -118,7 +119,7 @@ def test_end_waits_for_the_last_picture_of_a_waiting_source_only(wake: socket.so
     assert waiting.find_end(2) is None
     assert waiting.take(3) is not None
     assert waiting.find_end(4) == End()
-    thread.join(5)
+    thread.join(PATIENCE_S)
 
 
 def test_read_that_takes_too_long_is_found_while_it_lasts(wake: socket.socket) -> None:

@@ -19,7 +19,7 @@ from nodes.frontdoor import FrontDoor
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at descriptors in /proc")
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 MAX_MESSAGE_BYTES = 100_000
 # Greeting of ZMTP 3.0 with the mechanism NULL, READY of a DEALER, and the head of a part that is not the last.
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)

@@ -167,7 +167,7 @@ def server(node: Exporter, health: Health) -> Iterator[MetricsServer]:
 def fetch(
     server: MetricsServer, path: str, method: str = "GET", host: str | None = None, **headers: str
 ) -> tuple[int, str, dict[str, str]]:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     connection.request(method, path, headers=headers if host is None else {"Host": host, **headers})
     response = connection.getresponse()
     body = response.read().decode()
@@ -176,7 +176,7 @@ def fetch(
 
 
 def test_page_over_http(server: MetricsServer) -> None:
-    with urllib.request.urlopen(server.url, timeout=10) as response:
+    with urllib.request.urlopen(server.url, timeout=60) as response:
         body = response.read().decode()
         assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
     families = {family.name for family in text_string_to_metric_families(body)}

@@ -25,7 +25,7 @@ from pipeline.encoder import Encoder, OperatingPoint
 from pipeline.wire import Bye, Ping, pack, parse
 from tests.fakes import VIEW, FakeClock, FakeDoor, FakeEncoder, FakeReader, FakeUplink
 
-PATIENCE_MS = 5000
+PATIENCE_MS = 60_000
 
 
 class FakePeer:

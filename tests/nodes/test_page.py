@@ -46,6 +46,7 @@ class Program:
         self.slots = [SlotFacts(0, "busy", 0, 600_000_000), SlotFacts(1, "dead", 0, 0)]
         self.board = StatusBoard()
         self._ends = threading.Event()
+        self._lock = threading.Lock()
         self._hangs = False
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -67,19 +68,21 @@ class Program:
 
     def stream(self, node: str, camera: str, seconds: int = 20, outcome: Outcome = Outcome.OK) -> None:
         """A camera that sends a frame a second."""
-        self.fleet.open_session(node.encode(), node, (camera,), self.now_ns)
-        for sequence in range(seconds):
-            self.now_ns += S
-            self.fleet.receive(node, camera, sequence, 1500, self.now_ns)
-            best = (SCRIPT, 0.5) if node == "evil" else ("coffee_mug", 0.5)
-            self.fleet.answer(node, camera, outcome, 40 * MS, best, 4, 2.0)
-            if self.fleet.is_due(self.now_ns):
-                self.fleet.sample(self.now_ns)
+        best = (SCRIPT, 0.5) if node == "evil" else ("coffee_mug", 0.5)
+        with self._lock:
+            self.fleet.open_session(node.encode(), node, (camera,), self.now_ns)
+            for sequence in range(seconds):
+                self.now_ns += S
+                self.fleet.receive(node, camera, sequence, 1500, self.now_ns)
+                self.fleet.answer(node, camera, outcome, 40 * MS, best, 4, 2.0)
+                if self.fleet.is_due(self.now_ns):
+                    self.fleet.sample(self.now_ns)
 
     def _run(self) -> None:
         while not self._ends.wait(0.02):
             if self.board.is_wanted and not self._hangs:
-                self.board.publish({**self.facts, **self.fleet.document(self.slots, self.now_ns)})
+                with self._lock:
+                    self.board.publish({**self.facts, **self.fleet.document(self.slots, self.now_ns)})
 
 
 class NoMetrics:
@@ -95,7 +98,7 @@ def program() -> Iterator[Program]:
 
 
 def fetch(server: MetricsServer, path: str, method: str = "GET") -> tuple[int, str, dict[str, str]]:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     connection.request(method, path)
     response = connection.getresponse()
     body = response.read().decode()
