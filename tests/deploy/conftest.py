@@ -13,13 +13,11 @@ import pytest
 from tests.deploy.prometheus import Prometheus
 from tests.e2e.conftest import START_WITH, _cache, starter  # noqa: F401 (a fixture is found by its name here)
 from tests.e2e.programs import Program
+from tests.reruns import give_second_try, pytest_runtest_makereport, pytest_runtest_teardown  # noqa: F401 (hooks)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The first test that asks for the fleet waits for all of it, on a new machine for the workers' graphs too."""
-    for item in items:
-        if "fleet" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.timeout(300))
+    give_second_try(items, Path(__file__).parent)
 
 
 @dataclass(frozen=True, slots=True)

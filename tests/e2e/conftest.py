@@ -12,12 +12,17 @@ import pytest
 
 from tests.e2e.balance import RECOVERIES
 from tests.e2e.programs import Program
+from tests.reruns import give_second_try, pytest_runtest_makereport, pytest_runtest_teardown  # noqa: F401 (hooks)
 
 START_WITH = ("--bind", "tcp://127.0.0.1:0", "--metrics-port", "0", "--workers", "2")
 # Long enough for a batch on a loaded machine, short enough to wait for.
 BATCH_TIMEOUT_S = "4"
 
 Start = Callable[..., Program]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    give_second_try(items, Path(__file__).parent)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
