@@ -132,11 +132,16 @@ def decoder_shape(bundle: Bundle) -> NestedShape:
     Raises:
         BundleFormatError: the manifest's sizes are not those of a nested codec.
     """
-    sizes = bundle.manifest.network
+    sizes = {key: value for key, value in bundle.manifest.network.items() if key != "decoder"}
+    decoder = bundle.manifest.network.get(
+        "decoder", "light"
+    )  # bundles from before there was a choice have the light one
     try:
-        shape = NestedShape(**{**sizes, "depths": bundle.manifest.depths})  # type: ignore[arg-type]
+        shape = NestedShape(**{**sizes, "depths": bundle.manifest.depths, "decoder": decoder})  # type: ignore[arg-type]
     except TypeError as error:
         raise BundleFormatError(f"manifest: network sizes are not those of a nested codec ({error})") from error
+    if decoder not in ("light", "paper"):
+        raise BundleFormatError(f"manifest: unknown decoder {decoder}; known: light, paper")
     if not all(isinstance(size, int) and 0 <= size <= MAX_NETWORK_SIZE for size in sizes.values()):
         raise BundleFormatError(f"manifest: network sizes must be whole numbers up to {MAX_NETWORK_SIZE}")
     if shape.decoder_blocks > MAX_DECODER_BLOCKS or shape.latent_channels != bundle.manifest.latent_shape[0]:

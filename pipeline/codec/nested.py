@@ -11,6 +11,7 @@ interpolated geometrically (Cui et al., arXiv 2003.02012), the decoder's conditi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from torch.nn import functional as F
 
 LATENT_STRIDE = 8
 """Pixels of the view a position of the latent, along either axis."""
+PAPER_UPSCALING = 2
+"""Of the paper's decoder, by its first layer."""
 LIKELIHOOD_FLOOR = 1e-9
 MIN_LOG_SCALE = -4.0
 """A channel that narrow is always zero; narrower ones only make gradients of 1 / scale."""
@@ -38,6 +41,7 @@ class NestedShape:
         channels / expansion / kernel: width, inner widening and depthwise kernel of the encoder's blocks.
         latent_channels: channels of the latent.
         decoder_channels / decoder_blocks / decoder_expansion / decoder_kernel: the same for the decoder.
+        decoder: `light`, or the layers of the `paper`'s, with decoder_channels and twice as many between them.
     """
 
     cut_channels: int = 3
@@ -52,6 +56,7 @@ class NestedShape:
     decoder_blocks: int = 3
     decoder_expansion: int = 2
     decoder_kernel: int = 5
+    decoder: Literal["light", "paper"] = "light"
 
 
 class Block(nn.Module):
@@ -139,7 +144,10 @@ class NestedEncoder(nn.Module):
 
 
 class NestedDecoder(nn.Module):
-    """One light decoder for every depth and level.
+    """One decoder for every depth and level: light, or for comparison with the layers of the paper's.
+
+        light:  1 x 1 -> + condition -> blocks -> 1 x 1 -> pixel shuffle to the cut's stride
+        paper:  transposed 5 x 5 to stride 4 -> + condition -> 3 x 3 -> 3 x 3 -> 1 x 1, GELU between (`codec.paper`)
 
     The last step turns standardised features into the classifier's own by a fixed mean and standard deviation for each
     channel, so that the network learns numbers of size one.
@@ -150,12 +158,21 @@ class NestedDecoder(nn.Module):
 
     def __init__(self, shape: NestedShape) -> None:
         super().__init__()
-        width = shape.decoder_channels
-        self.enter = nn.Conv2d(shape.latent_channels, width, 1)
-        self.blocks = nn.Sequential(
-            *(Block(width, shape.decoder_expansion, shape.decoder_kernel) for _ in range(shape.decoder_blocks))
-        )
+        width, wide = shape.decoder_channels, 2 * shape.decoder_channels
         self.upscaling = LATENT_STRIDE // shape.cut_stride
+        self.enter: nn.Conv2d | nn.ConvTranspose2d
+        if shape.decoder == "paper":
+            if self.upscaling != PAPER_UPSCALING:
+                raise ValueError("the paper's decoder ends at stride 4")
+            self.enter = nn.ConvTranspose2d(shape.latent_channels, width, 5, 2, padding=2, output_padding=1)
+            layers = [nn.GELU(), nn.Conv2d(width, wide, 3, padding=1)]
+            layers += [nn.GELU(), nn.Conv2d(wide, width, 3, padding=1), nn.GELU()]
+            self.blocks, self.upscaling = nn.Sequential(*layers), 1
+        else:
+            self.enter = nn.Conv2d(shape.latent_channels, width, 1)
+            self.blocks = nn.Sequential(
+                *(Block(width, shape.decoder_expansion, shape.decoder_kernel) for _ in range(shape.decoder_blocks))
+            )
         self.leave = nn.Conv2d(width, shape.cut_channels * self.upscaling**2, 1)
         self.register_buffer("feature_mean", torch.zeros(shape.cut_channels))
         self.register_buffer("feature_std", torch.ones(shape.cut_channels))

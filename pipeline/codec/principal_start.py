@@ -4,7 +4,7 @@ A random start has to find out first that pictures have edges. Here the patch em
 components of patches, every exit passes them on, every block is the identity, and the decoder is the transform's
 inverse; quantised, that is about JPEG without its tables. Training then bends all of it towards what the classifier
 looks at. At a cut other than `input` the decoder's last layer stays random: the features there are no linear function
-of patches.
+of patches; of a decoder with the paper's layers all stay random.
 
 Letters: K components, D = 192 values of a patch (3, 8, 8).
 """
@@ -63,9 +63,12 @@ def start_from_principal_components(codec: NestedCodec, x: Tensor, coarsest_step
     restore[range(kept), range(kept)] = loudness[:kept]
     for exit_module in encoder.exits.values():
         _set_linear(exit_module, restore)
-    decoder.enter.weight.zero_()
-    decoder.enter.weight[range(kept), range(kept), 0, 0] = 1 / loudness[:kept]
-    _bias(decoder.enter).zero_()
+    if isinstance(decoder.enter, nn.Conv2d):
+        decoder.enter.weight.zero_()
+        decoder.enter.weight[range(kept), range(kept), 0, 0] = 1 / loudness[:kept]
+        _bias(decoder.enter).zero_()
+    else:  # the paper's: its layers stay random, and hear every component as loud
+        decoder.enter.weight[:kept] /= loudness[:kept, None, None, None]
     if shape.cut_stride == 1:
         # Features are standardised: (pixels - mean) / std of each colour.
         colour_std = decoder.feature_std.repeat_interleave(side**2)

@@ -42,6 +42,7 @@ class NetworkRecipe(RecipePart):
     decoder_blocks: int = Field(3, ge=0)
     decoder_expansion: int = Field(2, ge=1)
     decoder_kernel: Literal[3, 5, 7] = 5
+    decoder: Literal["light", "paper"] = Field("light", description="paper: its layers, of these channels, at stride4")
 
     @model_validator(mode="after")
     def _check_depths(self) -> NetworkRecipe:
@@ -185,6 +186,8 @@ class Recipe(RecipePart):
     def _check_family(self) -> Recipe:
         if self.family == "paper" and self.cut != "stride4":
             raise ValueError("family paper needs cut: stride4, where its decoders end")
+        if self.network.decoder == "paper" and self.cut != "stride4":
+            raise ValueError("network.decoder: paper needs cut: stride4, where it ends")
         if self.classifier == "resnet50" and (self.family != "paper" or self.classifier_weights is None):
             raise ValueError("classifier resnet50 needs family: paper and classifier_weights: FILE")
         return self

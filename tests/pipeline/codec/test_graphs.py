@@ -25,7 +25,7 @@ from pipeline.codec.graphs import (
     read_decoder,
 )
 from pipeline.codec.lite0 import Lite0
-from pipeline.codec.nested import NestedCodec
+from pipeline.codec.nested import NestedCodec, NestedDecoder
 from pipeline.errors import BundleFormatError
 
 
@@ -37,7 +37,7 @@ def with_decoder(bundle: Bundle, content: bytes) -> Bundle:
     return replace(bundle, files={**bundle.files, DECODER_FILE: content})
 
 
-def with_network(bundle: Bundle, **sizes: int | float) -> Bundle:
+def with_network(bundle: Bundle, **sizes: int | float | str) -> Bundle:
     manifest = bundle.manifest.model_copy(update={"network": {**bundle.manifest.network, **sizes}})
     return replace(bundle, manifest=manifest)
 
@@ -118,6 +118,22 @@ def test_decoder_of_a_bundle_is_the_codecs(tiny_bundle: Bundle, tiny_codec: Nest
             torch.testing.assert_close(condition[exit_index, row], expected[1][0])
 
 
+def test_decoder_with_the_papers_layers_comes_back_from_a_bundle(tiny_bundle: Bundle) -> None:
+    bundle = with_network(tiny_bundle, cut_channels=24, cut_stride=4, decoder="paper")
+    tensors = load_tensors(tiny_bundle.files[DECODER_FILE])
+    own = NestedDecoder(decoder_shape(bundle))
+    vectors = {name: tensors[name] for name in (INVERSE_GAIN, CONDITION)}
+    decoder, _, _ = read_decoder(with_decoder(bundle, save_tensors(own.state_dict() | vectors)))
+    symbols = torch.ones(1, 6, 28, 28)
+    condition = vectors[CONDITION][0, :1]
+    torch.testing.assert_close(decoder(symbols, torch.ones(1, 6), condition), own(symbols, torch.ones(1, 6), condition))
+
+
+def test_bundle_from_before_there_was_a_choice_has_the_light_decoder(default_bundle: Bundle) -> None:
+    assert "decoder" not in default_bundle.manifest.network
+    assert decoder_shape(default_bundle).decoder == "light"
+
+
 # Hostile bundles: their files passed the hashes, but who made them may be anybody
 
 
@@ -137,6 +153,12 @@ def test_network_sizes_that_no_decoder_has_are_refused(tiny_bundle: Bundle, size
     """Before any memory is taken for them."""
     with pytest.raises(BundleFormatError, match="network sizes"):
         decoder_shape(with_network(tiny_bundle, **sizes))
+
+
+@pytest.mark.parametrize("decoder", ["heavy", 3])
+def test_decoder_of_an_unknown_kind_is_refused(tiny_bundle: Bundle, decoder: str | int) -> None:
+    with pytest.raises(BundleFormatError, match="unknown decoder"):
+        decoder_shape(with_network(tiny_bundle, decoder=decoder))
 
 
 def test_decoder_of_other_sizes_than_the_manifests_is_refused(tiny_bundle: Bundle) -> None:

@@ -18,6 +18,7 @@ from pipeline.codec.nested import (
     NestedShape,
     laplace_mass,
 )
+from pipeline.codec.paper import PaperDecoder
 from pipeline.training.nested_task import build_codec
 from pipeline.training.recipes import load_recipe
 
@@ -242,3 +243,22 @@ def test_decoder_reaches_the_size_of_every_cut(channels: int, stride: int) -> No
     condition = torch.zeros(1, NestedShape().decoder_channels)
     features = decoder(torch.zeros(1, 5, 4, 4), torch.ones(1, 5), condition)
     assert features.shape == (1, channels, 32 // stride, 32 // stride)
+
+
+@torch.no_grad()
+def test_decoder_with_the_papers_layers_costs_what_the_papers_does_and_hears_the_condition() -> None:
+    shape = NestedShape(cut_channels=24, cut_stride=4, latent_channels=64, decoder_channels=64, decoder="paper")
+    decoder = NestedDecoder(shape)
+    condition = torch.zeros(1, 64)
+    own = count(decoder, (64, 28, 28), lambda each, y: each.standardised(y, condition.to("meta")))
+    papers = count(PaperDecoder(24), (64, 28, 28))
+    assert (own.parameters, own.macs) == (papers.parameters, papers.macs)
+    symbols = torch.ones(1, 64, 4, 4)
+    features = decoder(symbols, torch.ones(1, 64), condition)
+    assert features.shape == (1, 24, 8, 8)
+    assert not torch.equal(decoder(symbols, torch.ones(1, 64), condition + 1), features)
+
+
+def test_decoder_with_the_papers_layers_ends_at_stride_4_alone() -> None:
+    with pytest.raises(ValueError, match="stride 4"):
+        NestedDecoder(NestedShape(cut_stride=8, decoder="paper"))

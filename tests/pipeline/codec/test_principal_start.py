@@ -70,3 +70,16 @@ def test_narrow_networks_keep_the_loudest_components(pictures: Tensor) -> None:
     start_from_principal_components(codec.requires_grad_(False), pictures, 0.05, 2.0)
     error = decode(codec, pictures, 1, 1.0) - pictures
     assert error.square().mean() < 0.1 * pictures.var()
+
+
+@torch.no_grad()
+def test_a_decoder_with_the_papers_layers_hears_every_component_as_loud(pictures: Tensor) -> None:
+    """Else it would see the mean colour alone for a third of a short training."""
+    sizes = {"depths": (0,), "levels": 2, "channels": 24, "latent_channels": 16, "decoder_channels": 16}
+    codec = NestedCodec(NestedShape(cut_channels=24, cut_stride=4, decoder="paper", **sizes))  # type: ignore[arg-type]
+    start_from_principal_components(codec, pictures, 0.05, 2.0)
+    latent = codec.encoder(pictures, 0)
+    spread = latent.std(dim=(0, 2, 3)) * codec.decoder.enter.weight.std(dim=(1, 2, 3))
+    assert latent.std(dim=(0, 2, 3)).max() / latent.std(dim=(0, 2, 3)).min() > 5
+    assert spread.max() / spread.min() < 3
+    assert decode(codec, pictures, 0, 1.0).std() > 0

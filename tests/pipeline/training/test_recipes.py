@@ -76,6 +76,7 @@ def test_unknown_key_names_the_nearest_right_one(
         ({"network": {"depths": [0, 2, 1]}}, "network"),
         ({"network": {"depths": [0, 300]}}, "network.depths.1"),
         ({"network": {"kernel": 4}}, "network.kernel"),
+        ({"network": {"decoder": "heavy"}}, "network.decoder"),
         ({"rates": {"target_bpp": [0.1], "initial_lmbda": [1]}}, "rates.target_bpp"),
         ({"rates": {"target_bpp": [0.0, 0.1], "initial_lmbda": [1, 1]}}, "rates.target_bpp.0"),
         ({"rates": {"target_bpp": [0.1, 0.2], "initial_lmbda": [1, 0]}}, "rates.initial_lmbda.1"),

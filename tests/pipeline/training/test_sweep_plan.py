@@ -56,6 +56,7 @@ def test_every_lambda_is_a_network_with_the_budget_of_all(tmp_path: Path) -> Non
         ("budget", {"pictures": None}, "budget.pictures: is missing"),
         ("networks.0.recipe", {"pictures": 10}, "pictures is of the budget"),
         ("networks.0.recipe", {"cut": "stride8"}, "needs cut: stride4"),
+        ("networks.1.recipe", {"cut": "stride8", "network": {"decoder": "paper"}}, "decoder: paper needs cut: stride4"),
         ("networks.0", {"lmbda": [-1]}, "greater than 0"),
         ("networks.1", {"lmbda": [1]}, "lmbda is of family paper"),
         ("networks.1", {"name": "fixed-n0"}, "two have the same name"),
