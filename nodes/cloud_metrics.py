@@ -172,7 +172,6 @@ class CloudMetrics:
 
     def _publish_sessions(self, front: CloudFront) -> None:
         statistics = front.sessions.statistics()
-        self._exporter.set("rac_cloud_sessions", len(statistics.sessions))
         self._exporter.set("rac_cloud_credit_outstanding_frames", statistics.credit)
         windows = [session.window for session in statistics.sessions]
         self._exporter.set("rac_cloud_credit_window_frames", max(windows, default=0))
@@ -187,6 +186,8 @@ class CloudMetrics:
         }
         for name, total in singles.items():
             self._grow((name,), total)
+        # Last: a page that shows a session as gone, or there, has counted its end, or its handshake.
+        self._exporter.set("rac_cloud_sessions", len(statistics.sessions))
 
     def _carry(self, name: str, totals: Mapping[str, float]) -> None:
         for label, total in totals.items():

@@ -36,7 +36,8 @@ from pipeline.frames import VIEW_SIDE_PX
 
 START_LIMIT_S = 180.0
 """The first start makes the cloud's graphs; on a small machine under load that takes a minute."""
-STOP_LIMIT_S = 5.0
+STOP_LIMIT_S = 30.0
+"""A program that has not ended by then is killed; on a small machine under load the drain and the exit take long."""
 MIN_LABELLED = 50
 """Shares over fewer frames would say nothing."""
 TABLE_EVERY_S = 0.25

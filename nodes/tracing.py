@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 TRACE_ID_BYTES: Final = 16
 SPAN_ID_BYTES: Final = 8
+OFFSET_TRIES: Final = 5
 
 logger = logging.getLogger("rac.tracing")
 
@@ -53,7 +54,8 @@ def open_provider(service: str, name: str, endpoint: str | None) -> TracerProvid
 
 def wall_offset_ns() -> int:
     """What is added to a monotonic time to show it as wall time."""
-    return time.time_ns() - time.monotonic_ns()
+    # Whoever is held up between the two clocks comes out too low, and spans of two programs would not fit together.
+    return max(time.time_ns() - time.monotonic_ns() for _ in range(OFFSET_TRIES))
 
 
 def ids_of(span: Span) -> bytes:
