@@ -57,16 +57,17 @@ def test_every_variable_has_values(fleet: Fleet, dashboard: Json) -> None:
 def test_cameras_to_choose_from_follow_the_node(fleet: Fleet) -> None:
     dashboard = DASHBOARDS["rac-node"]
     cameras = next(variable for variable in variables(dashboard) if variable["name"] == "camera")
-    assert values_of(fleet, dashboard, cameras, VIEW) == {"gate", "fence", "pond"}
-    assert values_of(fleet, dashboard, cameras, View(60, choices={"node": "yard"})) == {"fence", "pond"}
+    assert values_of(fleet, dashboard, cameras, VIEW, 3) == {"gate", "fence", "pond"}
+    assert values_of(fleet, dashboard, cameras, View(60, choices={"node": "yard"}), 2) == {"fence", "pond"}
 
 
-def values_of(fleet: Fleet, dashboard: Json, variable: Json, view: View) -> set[str]:
-    """What Grafana's `label_values(series, label)` offers."""
+def values_of(fleet: Fleet, dashboard: Json, variable: Json, view: View, count: int = 1) -> set[str]:
+    """What Grafana's `label_values(series, label)` offers, once there are so many: a scrape may have taken too long."""
     match = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"])
     assert match is not None
     series = view.fill(match[1], dashboard, {})
-    return {labels[match[2]] for labels, _ in fleet.prometheus.query(f"group by ({match[2]}) ({series})")}
+    found = fleet.prometheus.wait_for(f"group by ({match[2]}) ({series})", lambda samples: len(samples) >= count)
+    return {labels[match[2]] for labels, _ in found}
 
 
 def test_camera_and_node_chosen_leave_only_theirs(fleet: Fleet) -> None:
@@ -84,10 +85,11 @@ def test_health_is_one_unless_frames_were_lost(fleet: Fleet) -> None:
     dashboard, panel = next(pair for pair in every_panel() if pair[1]["title"] == "Worst ten cameras")
     health = VIEW.fill(panel["targets"][0]["expr"], dashboard, panel)
     drops = f"rac_node_frames_dropped_total{{{LOST}}}[{VIEW.range_s}s]"
-    # In one query: both are of the same moment.
-    found = fleet.prometheus.query(f"({health}) == 1 and sum by (node, camera) (increase({drops})) == 0")
-    lossy = fleet.prometheus.query(f"({health}) < 1 and sum by (node, camera) (increase({drops})) > 0")
-    cameras = {(labels["node"], labels["camera"]) for labels, _ in [*found, *lossy]}
+    lost = f"sum by (node, camera) (increase({drops}))"
+    # In one query: all of it is of the same moment.
+    agreement = f"(({health}) == 1 and {lost} == 0) or (({health}) < 1 and {lost} > 0)"
+    found = fleet.prometheus.wait_for(agreement, lambda samples: len(samples) == 3)
+    cameras = {(labels["node"], labels["camera"]) for labels, _ in found}
     assert cameras == {("dock", "gate"), ("yard", "fence"), ("yard", "pond")}
 
 

@@ -60,10 +60,19 @@ def test_lists_name_metrics_once() -> None:
 def test_prometheus_has_what_the_table_promises(fleet: Fleet, name: str) -> None:
     """Each metric of both programs, with its labels; with values where the run should give some."""
     metric = METRICS[name]
-    samples = fleet.prometheus.query(series_of(metric))
     if name in ABSENT:
-        assert samples == []
+        assert fleet.prometheus.query(series_of(metric)) == []
         return
+    # A scrape that took too long leaves no series for a second, and first values may be of the next one.
+    expected = {"dock", "yard"} if metric.side == "node" else set()
+    has_values = name not in ZERO and name not in EITHER
+    samples = fleet.prometheus.wait_for(
+        series_of(metric),
+        lambda samples: (
+            {labels.get("node") for labels, _ in samples} >= expected
+            and (not has_values or sum(value for _, value in samples) > 0)
+        ),
+    )
     nodes = {labels.get("node") for labels, _ in samples}
     assert metric.side == "cloud" or nodes == {"dock", "yard"}
     given_by_prometheus = {"__name__", "job", "instance"} | ({"node"} if metric.side == "node" else set())
@@ -74,15 +83,14 @@ def test_prometheus_has_what_the_table_promises(fleet: Fleet, name: str) -> None
         for label in metric.labels:
             assert not label.values or labels[label.name] in label.values
     total = sum(value for _, value in samples)
-    if name in ZERO:
-        assert total == 0, samples
-    elif name not in EITHER:
-        assert total > 0, samples
+    assert name not in ZERO or total == 0, samples
 
 
 def test_every_target_is_up_and_named(fleet: Fleet) -> None:
-    found = {(labels["job"], labels.get("node")): value for labels, value in fleet.prometheus.query("up")}
-    assert found == {("rac-cloud", None): 1, ("rac-node", "dock"): 1, ("rac-node", "yard"): 1}
+    expected = {("rac-cloud", None): 1, ("rac-node", "dock"): 1, ("rac-node", "yard"): 1}
+    fleet.prometheus.wait_for(
+        "up", lambda samples: {(labels["job"], labels.get("node")): value for labels, value in samples} == expected
+    )
 
 
 def test_fleet_balances_in_prometheus(fleet: Fleet) -> None:
@@ -92,4 +100,5 @@ def test_fleet_balances_in_prometheus(fleet: Fleet) -> None:
         " - sum by (node) (rac_node_frames_dropped_total)"
         ' - sum by (node) (rac_node_results_total{outcome="ok"}) - sum by (node) (rac_node_in_flight_frames)'
     )
-    assert [value for _, value in fleet.prometheus.query(balance)] == [0, 0]
+    samples = fleet.prometheus.wait_for(balance, lambda samples: len(samples) == 2)
+    assert [value for _, value in samples] == [0, 0]
