@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 BOUNDARY = b"picture"
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 
 
 class StreamCamera:

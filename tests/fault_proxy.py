@@ -27,6 +27,7 @@ from random import Random
 from typing import Any, Self
 
 READ_BYTES = 65_536
+PATIENCE_S = 60.0
 QUEUED_PIECES = 64
 """On the way in one direction; then the proxy stops reading and TCP holds the sender up, as a slow line does."""
 TURN_S = 0.005
@@ -120,7 +121,7 @@ class FaultProxy:
         self.reset()
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result(10.0)
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE_S)
 
     async def _shut(self) -> None:
         self._server.close()

@@ -76,6 +76,7 @@ def soak(minutes: float, folder: Path) -> dict[str, Any]:
         ]
         for node in nodes:
             node.wait_event("result", 10)
+        cloud.wait_metrics(lambda found: found["rac_cloud_workers", "starting"] == 0)
         traces = _watch([cloud, *nodes], 60.0 * minutes)
         check_pages(nodes, [cloud])
         ledgers = [node.end() for node in nodes], [cloud.end()]

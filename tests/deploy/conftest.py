@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.prometheus import Prometheus
-from tests.e2e.conftest import START_WITH, _cache, starter  # noqa: F401 (a fixture is found by its name here)
+from tests.e2e.conftest import PATIENT, START_WITH, _cache, starter  # noqa: F401 (a fixture is found by its name here)
 from tests.e2e.programs import Program
 from tests.reruns import give_second_try, pytest_runtest_makereport, pytest_runtest_teardown  # noqa: F401 (hooks)
 
@@ -46,7 +46,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     folder = tmp_path_factory.mktemp("fleet")
     with ExitStack() as programs:
         start = starter(folder, programs)
-        cloud = start("rac-cloud", *START_WITH, RAC_POOL__BATCH_TIMEOUT_S="10")
+        cloud = start("rac-cloud", *START_WITH, **PATIENT)
         cloud.wait_event("start")  # after the graphs are made
         cloud.wait_event("ready")
         link = ("--cloud", cloud.get("start")[0]["endpoint"], "--metrics-port", "0", "--reference-every", "3")

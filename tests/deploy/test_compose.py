@@ -22,7 +22,7 @@ import yaml
 from nodes.sources import parse_cameras
 from pipeline.config import CloudConfig, NodeConfig
 from tests.deploy.checks import COMPOSE, DEPLOY, NODES, ROOT, SERVICES, configuration, run, tool
-from tests.e2e.conftest import Start, start  # noqa: F401 (a fixture is found by its name here)
+from tests.e2e.conftest import PATIENT, Start, start  # noqa: F401 (a fixture is found by its name here)
 from tests.e2e.programs import command, environment
 
 
@@ -169,7 +169,7 @@ def test_cloud_and_node_of_the_composition_work_together(start: Start, keys: Pat
     """With the keys that were made, behind the token that was made, and the health check of the images."""
     pytest.importorskip("skimage", reason="photographs are missing: pip install 'edge-cloud-rac[demo]'")
     words, variables = moved("cloud", keys)
-    cloud = start("rac-cloud", *words, RAC_POOL__BATCH_TIMEOUT_S="10", **variables)
+    cloud = start("rac-cloud", *words, **PATIENT | variables)
     cloud.wait_event("ready")
     facts = cloud.get("start")[0]
     assert facts["security"] == "keys"

@@ -15,8 +15,8 @@ from tests.e2e.programs import Program
 from tests.reruns import give_second_try, pytest_runtest_makereport, pytest_runtest_teardown  # noqa: F401 (hooks)
 
 START_WITH = ("--bind", "tcp://127.0.0.1:0", "--metrics-port", "0", "--workers", "2")
-# Long enough for a batch on a loaded machine, short enough to wait for.
-BATCH_TIMEOUT_S = "4"
+# A machine that is busy is late with everything. What a test is not about shall not happen to its frames for that.
+PATIENT = {"RAC_POOL__BATCH_TIMEOUT_S": "20", "RAC_POOL__MAX_AGE_S": "15"}
 
 Start = Callable[..., Program]
 
@@ -54,8 +54,8 @@ def starter(folder: Path, programs: ExitStack) -> Start:
 
 
 def start_cloud(start: Start, *arguments: str, program: str = "rac-cloud", **settings: str) -> Program:
-    """A cloud of its own on any port, with a worker that can serve."""
-    cloud = start(program, *START_WITH, *arguments, **settings)
+    """A cloud of its own on any port, with a worker that can serve; patient, but for what `settings` say."""
+    cloud = start(program, *START_WITH, *arguments, **PATIENT | settings)
     cloud.wait_event("ready")
     return cloud
 
@@ -70,7 +70,6 @@ def start(tmp_path: Path) -> Iterator[Start]:
 def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
     """One cloud for the module; at its end it has to balance, whatever the tests did to it."""
     with ExitStack() as programs:
-        start = starter(tmp_path_factory.mktemp("cloud"), programs)
-        made = start_cloud(start, RAC_POOL__BATCH_TIMEOUT_S=BATCH_TIMEOUT_S)
+        made = start_cloud(starter(tmp_path_factory.mktemp("cloud"), programs))
         yield made
         made.end()

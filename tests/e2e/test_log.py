@@ -28,15 +28,17 @@ def wait_logged(program: Program, event: str, **facts: object) -> dict[str, Any]
 
 
 def test_every_change_is_one_event(start: Start) -> None:
-    cloud = start_cloud(start, "--log-format", "json", RAC_POOL__BATCH_TIMEOUT_S="10")
+    cloud = start_cloud(start, "--log-format", "json")
     endpoint = cloud.get("start")[0]["endpoint"]
     cameras = ("--camera", "door=test:?seed=1&fps=8", "--camera", "yard=test:?seed=2&fps=8")
     node = start(
         "rac-node", "--name", "dock", *cameras, "--cloud", endpoint, "--metrics-port", "0", "--log-format", "json"
     )
-    node.wait_event("result", 20)
+    for camera in ("door", "yard"):
+        node.wait_event("result", 20, camera=camera)
     assert wait_logged(cloud, "cloud_started")["endpoint"] == endpoint
-    wait_logged(cloud, "worker_ready", worker=0)
+    for number in range(2):
+        wait_logged(cloud, "worker_ready", worker=number)
     wait_logged(cloud, "ready")
     assert wait_logged(cloud, "session_opened")["node"] == "dock"
     wait_logged(node, "link_up", node="dock")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import pytest
 
 from pipeline.spool_records import find_records
 from tests.e2e.conftest import Start, start_cloud
-from tests.e2e.programs import Program, assert_gone, node_metrics_balance
+from tests.e2e.programs import PUBLISHED_S, Program, Series, node_metrics_balance, sum_of
 
 cv2 = pytest.importorskip("cv2")
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes in /proc")
@@ -56,11 +58,9 @@ def open_and_done(spool: Path) -> tuple[set[int], set[int]]:
     return {number for number, done in frames if not done}, {number for number, done in frames if done}
 
 
-def kill(program: Program) -> None:
-    children = program.children()
-    program.send_signal(signal.SIGKILL)
-    program.process.wait()
-    assert_gone(children)
+def has_answered_all(found: Mapping[Series, float]) -> bool:
+    """Whether a cloud has answered what it received: that is counted at once, answers are once a second."""
+    return sum_of(found, "rac_cloud_frames_received_total") == sum_of(found, "rac_cloud_results_total")
 
 
 def test_killed_node_and_killed_cloud_lose_no_frame_and_repeat_none(
@@ -69,13 +69,13 @@ def test_killed_node_and_killed_cloud_lose_no_frame_and_repeat_none(
     spool = tmp_path / "spool"
     cloud = start_cloud(start, **OFTEN)
     endpoint = cloud.get("start")[0]["endpoint"]
-    first = start_node(start, endpoint, pictures, spool, "--fps", "25")
+    first = start_node(start, endpoint, pictures, spool, "--fps", "10")
     first.wait_event("result", 10)
-    kill(cloud)
+    cloud.kill()
     first.wait_event("link", state="down")
     # Without a cloud the folder goes on: onto the disk.
     first.wait_metrics(lambda found: found["rac_node_spool_frames",] >= 15)
-    kill(first)
+    first.kill()
     left, done = open_and_done(spool)
     assert len(left) >= 15
     assert set(ends(first)) | left >= set(range(max(left) + 1))
@@ -106,25 +106,28 @@ def test_node_killed_with_answers_on_the_way_is_answered_from_memory(
     spool = tmp_path / "spool"
     cloud = start_cloud(start)
     endpoint = cloud.get("start")[0]["endpoint"]
-    first = start_node(start, endpoint, pictures, spool, "--fps", "max")
+    first = start_node(start, endpoint, pictures, spool, "--fps", "10")
     first.wait_event("result", 5)
-    # It stands still with frames on the way, which are answered meanwhile; then it is gone.
+    # Frames are held on the way, the node stands still, and they are answered; then it is gone.
+    for pid in cloud.workers():
+        os.kill(pid, signal.SIGSTOP)
+    cloud.wait_metrics(lambda found: found["rac_cloud_in_flight_frames",] > 0, for_s=PUBLISHED_S)
     first.send_signal(signal.SIGSTOP)
-    cloud.wait_metrics(lambda found: found["rac_cloud_in_flight_frames",] == 0)
-    kill(first)
-    left, _ = open_and_done(spool)
+    for pid in cloud.workers():
+        os.kill(pid, signal.SIGCONT)
+    cloud.wait_metrics(has_answered_all)
+    first.kill()
+    left, done = open_and_done(spool)
     assert left
-    before = cloud.metrics()["rac_cloud_frames_duplicate_total",]
     second = start_node(start, endpoint, pictures, spool, "--fps", "max")
     summary = second.check_end()
     assert summary["recovered"] == len(left)
     assert set(ends(first, second).values()) == {1}
-    cloud.wait_metrics(lambda found: found["rac_cloud_frames_duplicate_total",] - before == len(left))
+    cloud.wait_metrics(lambda found: found["rac_cloud_frames_duplicate_total",] > 0)
     results = cloud.end()["results"]
-    # Stale ones were sent again, those answered while the node was gone found no way to it, and of one frame the killed
-    # node may have had no time to say that it ended.
-    assert sum(results.values()) >= len(ends(first, second))
-    assert set(results) <= {"ok", "stale", "unroutable"}
+    # Every frame was computed once, whichever run it is of; answers may have found no way to the node that was gone.
+    assert set(results) <= {"ok", "unroutable"}
+    assert sum(results.values()) == max(left | done) + 1 + PICTURES
 
 
 def test_ordered_stop_leaves_the_rest_for_the_next_start(start: Start, pictures: Path, tmp_path: Path) -> None:
@@ -159,13 +162,15 @@ def test_disk_that_is_full_under_the_spool_costs_one_frame_and_the_folder_waits(
 ) -> None:
     """48 kB hold some thirty frames; the folder has sixty, and there is no cloud."""
     node = start_node(start, "tcp://127.0.0.1:9", pictures, small_disk / "spool", "--fps", "max")
+    began_s = time.monotonic()
     node.wait_event("drop", reason="spool_full")
     found = node.wait_metrics(lambda found: found["rac_node_spool_frames",] > 5)
     assert node_metrics_balance(found)
     assert "the disk under the spool takes nothing" in node.errors
     summary = node.end()
     assert set(summary["dropped"]) == {"spool_full"}
-    assert summary["dropped"]["spool_full"] <= 5
+    # One with each look at the disk, every two seconds.
+    assert summary["dropped"]["spool_full"] <= 2 + (time.monotonic() - began_s) / 2
     assert summary["in_flight"] == summary["captured"] - summary["dropped"]["spool_full"]
     cloud = start_cloud(start)
     again = start_node(start, endpoint_of(cloud), pictures, small_disk / "spool", "--fps", "max")

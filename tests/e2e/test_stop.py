@@ -1,4 +1,8 @@
-"""Stopping from every state: in order within --drain-seconds, at once at the second signal, and nothing left behind."""
+"""Stopping from every state: in order within --drain-seconds, at once at the second signal, and nothing left behind.
+
+How fast is not asserted, for that is the machine's. Instead, everything that a stop must not wait for takes ten minutes
+here, and the tests' patience is two.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +20,17 @@ import pytest
 from nodes.lifecycle import EXIT_FAILURE
 from tests.e2e.balance import RECOVERIES, wait_until
 from tests.e2e.conftest import START_WITH, Start, start_cloud
-from tests.e2e.programs import PATIENCE_S, Program, assert_gone
+from tests.e2e.programs import PATIENCE_S, PUBLISHED_S, Program, assert_gone
 
 pytest.importorskip("skimage", reason="photographs are missing: pip install 'edge-cloud-rac[demo]'")
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes in /proc")
 
-DRAIN_S = 1.0
-# Readers and workers are told, awaited and killed within a second; the rest is a loaded machine.
-LONGEST_STOP_S = DRAIN_S + 3.0
-LONG_DRAIN = ("--drain-seconds", "50")
-DRAIN = ("--drain-seconds", str(DRAIN_S))
+LONG_S = "600"
+LONG_DRAIN = ("--drain-seconds", LONG_S)
+SHORT_DRAIN = ("--drain-seconds", "1")
+HELD = {"RAC_POOL__BATCH_TIMEOUT_S": LONG_S, "RAC_POOL__MAX_AGE_S": LONG_S}
+HELD_NODE = {"RAC_LINK__RESULT_TIMEOUT_S": LONG_S, "RAC_CAPTURE__OPEN_TIMEOUT_S": LONG_S}
+NOWHERE = "tcp://127.0.0.1:9"  # discard: nothing of ours listens there
 
 Stage = Callable[..., Program]
 """Brings a program into a state, with these arguments more; the program that is to be stopped."""
@@ -38,31 +43,25 @@ def silent_port() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
-@pytest.fixture
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
-
-
 def node(start: Start, endpoint: str, camera: str, *arguments: str) -> Program:
-    made = start("rac-node", "--camera", camera, "--cloud", endpoint, "--metrics-port", "0", *arguments)
+    words = ("--camera", camera, "--cloud", endpoint, "--metrics-port", "0", *arguments)
+    made = start("rac-node", *words, **HELD_NODE)
     made.wait_event("start")
     return made
 
 
 @pytest.fixture
-def stages(start: Start, silent_port: int, free_port: int) -> dict[str, Stage]:
+def stages(start: Start, silent_port: int) -> dict[str, Stage]:
     """The states by name."""
-    nowhere, silence = f"tcp://127.0.0.1:{free_port}", f"tcp://127.0.0.1:{silent_port}"
+    silence = f"tcp://127.0.0.1:{silent_port}"
 
     def with_held_workers(*arguments: str, cloud_arguments: tuple[str, ...] = ()) -> tuple[Program, Program]:
-        cloud = start_cloud(start, *cloud_arguments, RAC_POOL__BATCH_TIMEOUT_S="50")
+        cloud = start_cloud(start, *cloud_arguments, **HELD)
         streaming = node(start, cloud.get("start")[0]["endpoint"], "test:?fps=20", *arguments)
         streaming.wait_event("result", 5)
         for pid in cloud.workers():
             os.kill(pid, signal.SIGSTOP)
-        cloud.wait_metrics(lambda found: found["rac_cloud_in_flight_frames",] > 0)
+        cloud.wait_metrics(lambda found: found["rac_cloud_in_flight_frames",] > 0, for_s=PUBLISHED_S)
         return cloud, streaming
 
     def cloud_without_workers(*arguments: str) -> Program:
@@ -78,11 +77,11 @@ def stages(start: Start, silent_port: int, free_port: int) -> dict[str, Stage]:
         return cloud
 
     return {
-        "node, no camera and no cloud": lambda *words: node(start, nowhere, "/dev/video99", *words),
-        "node, no cloud": lambda *words: node(start, nowhere, "test:", *words),
+        "node, no camera and no cloud": lambda *words: node(start, NOWHERE, "/dev/video99", *words),
+        "node, no cloud": lambda *words: node(start, NOWHERE, "test:", *words),
         "node, cloud that never answers": lambda *words: node(start, silence, "test:", *words),
         "node, camera that never answers": lambda *words: node(
-            start, nowhere, f"http://127.0.0.1:{silent_port}/", *words
+            start, NOWHERE, f"http://127.0.0.1:{silent_port}/", *words
         ),
         "node, mid-batch": lambda *words: with_held_workers(*words)[1],
         "cloud, workers start": cloud_whose_workers_start,
@@ -116,13 +115,15 @@ def slow_if(states: set[str]) -> list[Any]:
 
 @pytest.mark.parametrize("state", slow_if(ORDINARY))
 def test_first_signal_ends_in_order_within_the_drain_time(stages: dict[str, Stage], state: str) -> None:
-    program = stages[state](*DRAIN)
+    has_something_to_wait_for = state.endswith("mid-batch")
+    drain = SHORT_DRAIN if has_something_to_wait_for else LONG_DRAIN
+    program = stages[state](*drain)
     began_s = time.monotonic()
-    summary = program.end(within_s=LONGEST_STOP_S)
-    RECOVERIES.note(f"SIGTERM, {state}", time.monotonic() - began_s, f"--drain-seconds {DRAIN_S:g}")
+    summary = program.end()
+    RECOVERIES.note(f"SIGTERM, {state}", time.monotonic() - began_s, " ".join(drain))
     ended = summary["dropped"] if "captured" in summary else summary["results"]
     assert summary["in_flight"] == 0
-    assert ("shutdown" in ended) == state.endswith("mid-batch"), summary
+    assert ("shutdown" in ended) == has_something_to_wait_for, summary
 
 
 # Where there is something to wait for the second signal matters; the other states end as fast at the first one.
@@ -136,7 +137,7 @@ def test_second_signal_ends_at_once(stages: dict[str, Stage], state: str) -> Non
     program.send_signal(signal.SIGTERM)
     # Another one, for two of the same before the first is seen are one.
     program.send_signal(signal.SIGINT)
-    code = program.process.wait(5.0)
+    code = program.process.wait(PATIENCE_S)
     # A program with nothing to wait for may have ended in order before the second one came.
     assert code == EXIT_FAILURE or not state.endswith("mid-batch")
     assert "Traceback" not in program.errors
@@ -147,13 +148,13 @@ def test_second_signal_ends_at_once(stages: dict[str, Stage], state: str) -> Non
 def test_drain_waits_for_what_is_on_its_way(start: Start) -> None:
     """A worker that goes on while both stop: its results still arrive, and nothing is closed as shutdown."""
     with ExitStack() as held:
-        cloud = start_cloud(start, *LONG_DRAIN, RAC_POOL__BATCH_TIMEOUT_S="50")
+        cloud = start_cloud(start, *LONG_DRAIN, **HELD)
         streaming = node(start, cloud.get("start")[0]["endpoint"], "test:?fps=20", *LONG_DRAIN)
         streaming.wait_event("result", 5)
         for pid in cloud.workers():
             os.kill(pid, signal.SIGSTOP)
             held.callback(os.kill, pid, signal.SIGCONT)
-        cloud.wait_metrics(lambda found: found["rac_cloud_in_flight_frames",] > 0)
+        cloud.wait_metrics(lambda found: found["rac_cloud_in_flight_frames",] > 0, for_s=PUBLISHED_S)
         streaming.send_signal(signal.SIGTERM)
         cloud.send_signal(signal.SIGTERM)
         wait_until(lambda: "stopping" in cloud.readiness()[1], PATIENCE_S, "readiness says that the cloud stops")

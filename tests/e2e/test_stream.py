@@ -22,13 +22,14 @@ from pipeline.bitstream import Bitstream, pack_bitstream
 from pipeline.bundle import load_bundle, seal_bundle
 from pipeline.entropy.rans import encode_symbols
 from pipeline.wire import Bye, CameraEntry, FrameMessage, Hello, Reject, RejectCode, Result, Welcome, pack, parse
-from tests.e2e.conftest import START_WITH, Start, start_cloud
+from tests.e2e.balance import wait_until
+from tests.e2e.conftest import PATIENT, START_WITH, Start, start_cloud
 from tests.e2e.programs import (
     PATIENCE_S,
     ROOT,
+    Event,
     Program,
     Series,
-    assert_gone,
     command,
     environment,
     node_metrics_balance,
@@ -39,9 +40,10 @@ from tests.e2e.programs import (
 pytest.importorskip("skimage", reason="photographs are missing: pip install 'edge-cloud-rac[demo]'")
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes in /proc")
 
-# What may become of a frame of a live camera when nothing is wrong.
+# What may become of a frame of a live camera when nothing is wrong and the node waits for what is on its way.
 ORDINARY = {"superseded", "no_credit", "link_down", "rate_limit"}
-STOP_LIMIT_S = 2.0
+# So long a node waits that stops; by default for a second, which may be too short on a busy machine.
+LONG_DRAIN_S = "50"
 
 
 def node_arguments(cloud: Program, *cameras: str) -> list[str]:
@@ -54,6 +56,11 @@ def restarts(found: Mapping[Series, float], reason: str) -> float:
     return found["rac_cloud_worker_restarts_total", reason]
 
 
+def referenced(node: Program) -> list[Event]:
+    """Results of coffee that came with the uncompressed classifier's word."""
+    return [line for line in node.get("result", label=967) if line["reference_top1"] is not None]
+
+
 def test_two_nodes_get_classes_and_both_ends_agree_on_every_frame(start: Start) -> None:
     cloud = start_cloud(start)
     nodes = [
@@ -64,25 +71,26 @@ def test_two_nodes_get_classes_and_both_ends_agree_on_every_frame(start: Start) 
             f"node{number}",
             "--reference-every",
             "3",
-            RAC_DRAIN_S="20",
+            RAC_DRAIN_S=LONG_DRAIN_S,
         )
         for number in range(2)
     ]
     for node in nodes:
         node.wait_event("result", 40)
     for node in nodes:
+        # The photographs go round while a slow machine still starts: the coffee is first or comes again.
+        node.wait_for(lambda node=node: bool(referenced(node)), "coffee with a reference")  # type: ignore[misc]
         first = node.get("result")[0]
         assert len(first["classes"]) == 5
         assert first["classes"][0]["name"]
         assert 0 < first["bytes"] < 20_000
         assert 0 < first["latency_ms"] < 60_000
-        # Coffee comes first with these seeds; the uncompressed classifier names it in every view.
-        referenced = [line for line in node.get("result", label=967) if line["reference_top1"] is not None]
-        assert {line["reference_top1"] for line in referenced} == {967}
+        # The uncompressed classifier names it in every view.
+        assert {line["reference_top1"] for line in referenced(node)} == {967}
     assert [program.loaded("libtorch") for program in (cloud, *nodes)] == [[], [], []]
 
     scrapes = [node.wait_metrics(lambda found: sum_of(found, "rac_node_results_total") > 30) for node in nodes]
-    summaries = [node.end(within_s=20.0) for node in nodes]
+    summaries = [node.end() for node in nodes]
     for scraped, summary in zip(scrapes, summaries, strict=True):
         assert node_metrics_balance(scraped)
         assert sum_of(scraped, "rac_node_frames_captured_total") <= summary["captured"]
@@ -148,7 +156,7 @@ def test_video_goes_round_and_round(cloud: Program, start: Start, tmp_path: Path
     writer.release()
     node = start("rac-node", *node_arguments(cloud, str(path)), "--fps", "max", "--loop")
     node.wait_event("result", 50)
-    summary = node.end(within_s=STOP_LIMIT_S)
+    summary = node.end()
     # A file waits: nothing is lost but what the stop cuts off.
     assert set(summary["dropped"]) <= {"shutdown"}
 
@@ -159,17 +167,14 @@ def test_node_comes_back_by_itself_when_the_cloud_is_killed_and_started_again(st
     endpoint = first.get("start")[0]["endpoint"]
     node = start("rac-node", *node_arguments(first, "test:?fps=20"), RAC_LINK__RECONNECT_MAX_S="1")
     node.wait_event("result", 20)
-    children = first.children()
-    first.send_signal(signal.SIGKILL)
-    first.process.wait()
-    assert_gone(children)
+    first.kill()
     node.wait_event("link", state="down")
     second = start("rac-cloud", "--bind", endpoint, "--metrics-port", "0", "--workers", "1", **often)
     node.wait_event("link", 2, state="up")
     node.wait_more("result", 20)
     found = node.wait_metrics(lambda found: sum_of(found, "rac_node_link_up") == 1)
     assert node_metrics_balance(found)
-    summary = node.end(within_s=STOP_LIMIT_S)
+    summary = node.end()
     assert summary["dropped"].get("lost_in_link", 0) + summary["dropped"].get("link_down", 0) > 0
     assert set(summary["dropped"]) <= ORDINARY | {"lost_in_link", "stale", "shutdown"}
     second.end()
@@ -182,25 +187,27 @@ def test_signal_ends_node_and_cloud_in_order(start: Start, number: signal.Signal
     nodes = [start("rac-node", *node_arguments(cloud, "test:?fps=20")) for _ in range(2)]
     for node in nodes:
         node.wait_event("result", 5)
-    summary = nodes[0].end(number, group=True, within_s=STOP_LIMIT_S)
+    summary = nodes[0].end(number, group=True)
     assert summary["results"] >= 5
     # The other one streams on while its cloud stops.
-    summary = cloud.end(number, group=True, within_s=STOP_LIMIT_S)
+    summary = cloud.end(number, group=True)
     assert set(summary["results"]) <= {"ok", "shutdown", "unroutable"}
-    nodes[1].wait_event("link", state="down", reason="closed")
-    nodes[1].end(number, group=True, within_s=STOP_LIMIT_S)
+    # By the cloud's goodbye; should that have got lost with the connection, by its silence.
+    assert nodes[1].wait_event("link", state="down")["reason"] in ("closed", "heartbeat")
+    nodes[1].end(number, group=True)
 
 
 def test_results_on_standard_output_are_alone_there(start: Start, tmp_path: Path) -> None:
     """`rac-cloud --results - | jq .`: what people read goes to standard error."""
     errors, lines = tmp_path / "errors", tmp_path / "lines"
-    port = free_port()
-    words = command("rac-cloud", *START_WITH[2:], "--bind", f"tcp://127.0.0.1:{port}", "--results", "-")
+    words = command("rac-cloud", *START_WITH, "--results", "-")
     with lines.open("w") as out, errors.open("w") as err:
-        cloud = subprocess.Popen(words, cwd=ROOT, env=environment(), stdout=out, stderr=err)
+        cloud = subprocess.Popen(words, cwd=ROOT, env=environment(**PATIENT), stdout=out, stderr=err)
     try:
-        cameras = ("--camera", "test:", "--cloud", f"tcp://127.0.0.1:{port}", "--metrics-port", "0")
-        node = start("rac-node", *cameras, RAC_LINK__RECONNECT_MAX_S="0.5")
+        wait_until(lambda: "listening on tcp://" in errors.read_text(), PATIENCE_S, "the cloud listens")
+        endpoint = errors.read_text().partition("listening on ")[2].partition(",")[0]
+        cameras = ("--camera", "test:", "--cloud", endpoint, "--metrics-port", "0")
+        node = start("rac-node", *cameras, RAC_LINK__RECONNECT_MAX_S="0.5", RAC_DRAIN_S=LONG_DRAIN_S)
         node.wait_event("result", 5)
         results = node.end()["results"]
         cloud.terminate()
@@ -211,23 +218,15 @@ def test_results_on_standard_output_are_alone_there(start: Start, tmp_path: Path
     found = [json.loads(line) for line in lines.read_text().splitlines()]
     assert [line["outcome"] for line in found].count("ok") == results
     assert {line["camera"] for line in found} == {"test"}
-    assert "listening on" in errors.read_text()
     assert f"received {len(found)} = ok {len(found)}" in errors.read_text()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
 
 
 def test_stop_before_anything_runs(start: Start) -> None:
     """Ctrl-C right after the start, in the middle of the imports."""
     for program in (start("rac-cloud", "--bind", "tcp://127.0.0.1:0"), start("rac-node", "--camera", "test:")):
-        while not _handles(program.pid):
-            assert program.process.poll() is None
+        wait_until(lambda pid=program.pid: _handles(pid), PATIENCE_S, "signals are caught")  # type: ignore[misc]
         program.send_signal(signal.SIGINT)
-        assert program.process.wait(10.0) == 0, program.errors
+        assert program.process.wait(PATIENCE_S) == 0, program.errors
         assert "Traceback" not in program.errors
 
 
@@ -249,15 +248,15 @@ def test_missing_camera_is_said_and_tried_again_while_the_other_goes_on(cloud: P
     found = node.metrics()
     assert found["rac_node_camera_up", "camera0"] == 0
     assert found["rac_node_camera_up", "yard"] == 1
-    node.end(within_s=STOP_LIMIT_S)
+    node.end()
 
 
 @pytest.mark.skipif(Path("/dev/video0").exists(), reason="this machine has a camera")
 def test_node_without_any_camera_waits_for_one(cloud: Program, start: Start) -> None:
     node = start("rac-node", *node_arguments(cloud, "0"), "--budget-ms", "8")
     node.wait_event("link", state="up")
-    assert len(node.get("camera", state="down")) >= 2
-    summary = node.end(within_s=STOP_LIMIT_S)
+    node.wait_event("camera", 2, state="down")
+    summary = node.end()
     assert summary["captured"] == 0
 
 
@@ -308,8 +307,10 @@ def test_bundle_that_the_cloud_lacks_is_refused_and_not_asked_for_again_soon(
     # Three seconds, in which it would have tried often.
     found = node.wait_metrics(lambda found: sum_of(found, "rac_node_frames_captured_total") >= 90)
     assert found["rac_node_frames_dropped_total", "test", "link_down"] > 0
-    assert cloud.metrics()["rac_cloud_handshakes_total", "unknown_bundle"] == before + 1
-    summary = node.end(within_s=STOP_LIMIT_S)
+    # One try, in which a cloud that is slow to answer may have been asked twice.
+    assert len(node.get("link", state="down")) == 1
+    cloud.wait_metrics(lambda found: found["rac_cloud_handshakes_total", "unknown_bundle"] > before)
+    summary = node.end()
     assert summary["results"] == 0
 
 
@@ -323,7 +324,7 @@ class Stranger:
         self.socket.connect(cloud.get("start")[0]["endpoint"])
 
     def receive(self) -> object:
-        assert self.socket.poll(20_000), "the cloud does not answer"
+        assert self.socket.poll(round(1000 * PATIENCE_S)), "the cloud does not answer"
         return parse(self.socket.recv_multipart())
 
     def wait_for(self, kind: type) -> object:
@@ -357,7 +358,7 @@ def test_garbage_from_a_stranger_harms_nobody(cloud: Program, start: Start, stra
     assert isinstance(stranger.receive(), Reject | Welcome)
     cloud.wait_metrics(lambda found: found["rac_cloud_handshakes_total", "malformed"] > before + 100)
     node.wait_more("result", 10)
-    summary = node.end(within_s=STOP_LIMIT_S)
+    summary = node.end()
     assert set(summary["dropped"]) <= ORDINARY | {"shutdown"}
 
 
