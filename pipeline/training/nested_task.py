@@ -23,7 +23,7 @@ from pipeline.training.losses import Targets, cut_distortion, task_distortion, t
 from pipeline.training.muon import Muon
 from pipeline.training.ranks import ALONE, Ranks
 from pipeline.training.recipes import Recipe
-from pipeline.training.schedule import learning_rate_share
+from pipeline.training.schedule import learning_rate_share, rate_ramp
 from pipeline.training.task import Parts, divergence, set_peaks
 from pipeline.training.teacher import Teacher, normalise
 
@@ -117,12 +117,13 @@ class NestedTask:
     def loss(self, x: Tensor, targets: Targets, progress: float) -> tuple[Tensor, Parts]:
         """Mean loss of a batch, every frame at a depth and a level that are drawn here."""
         exit_index, level = self._draw_operating_points(len(x))
-        return self._loss(x, targets, exit_index, level, task_weight(progress, self.recipe.loss))
+        return self._loss(x, targets, exit_index, level, progress)
 
     def _loss(
-        self, x: Tensor, targets: Targets, exit_index: Tensor, level: Tensor, weight: float
+        self, x: Tensor, targets: Targets, exit_index: Tensor, level: Tensor, progress: float
     ) -> tuple[Tensor, Parts]:
         codec, recipe = self.codec, self.recipe
+        weight = task_weight(progress, recipe.loss)
         autocast = torch.autocast(self.device.type, torch.bfloat16)
         with autocast:
             latent = codec.encoder.mixed_latents(x, exit_index).float()
@@ -145,6 +146,7 @@ class NestedTask:
             self._adapt_lmbda(weight, bpp.detach(), exit_index, level)
         lmbda = torch.exp(interpolate(self.log_lmbda[:, None].to(self.device), level))[:, 0]
         rate_weight = recipe.rates.start_share + (1 - recipe.rates.start_share) * weight
+        rate_weight *= rate_ramp(progress, recipe.rates.ramp_share)
         return (distortion + rate_weight * lmbda * bpp).mean(), parts
 
     def _adapt_lmbda(self, weight: float, bpp: Tensor, exit_index: Tensor, level: Tensor) -> None:

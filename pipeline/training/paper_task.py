@@ -25,7 +25,7 @@ from pipeline.codec.resnet import CUT_CHANNELS, ResNet50, ResNet50Tail
 from pipeline.training.datasets import Pictures, use_views
 from pipeline.training.muon import Muon
 from pipeline.training.recipes import Recipe
-from pipeline.training.schedule import learning_rate_share
+from pipeline.training.schedule import learning_rate_share, rate_ramp
 from pipeline.training.task import Parts, divergence, set_peaks
 from pipeline.training.teacher import Classifier, Teacher, normalise
 
@@ -33,8 +33,6 @@ NUM_LATER_POINTS = 3
 """Ends of classifier stages whose features are compared, beside the cut's."""
 CLASS_WEIGHT = 0.5
 """Of CE and of KL."""
-RATE_START_SHARE = 0.01
-"""Of the rate's weight, where it rises."""
 VALIDATION_PICTURES = 192
 VALIDATION_BATCH = 32
 
@@ -150,11 +148,9 @@ class PaperTask:
         return loss, parts
 
     def _lmbda(self, progress: float) -> float:
-        """Weight of the rate. In a short run it comes in late: channels that it empties at the start stay empty."""
         paper = self.recipe.paper
-        ramp = paper.rate_ramp_share * (paper.second_stage if paper.schedule == "two_stage" else 1.0)
-        left = max(0.0, 1 - progress / ramp) if ramp > 0 else 0.0
-        return paper.lmbda * float(RATE_START_SHARE**left)
+        share = paper.second_stage if paper.schedule == "two_stage" else 1.0
+        return paper.lmbda * rate_ramp(progress, paper.rate_ramp_share * share)
 
     def _stages(self, network: nn.ModuleDict, features: Tensor) -> list[Tensor]:
         """Features behind the cut, logits last, by the classifier that belongs to a network."""

@@ -126,7 +126,39 @@ def test_two_stages_first_features_and_rate_then_classes_alone(
     assert changed == {"decoder"}
 
 
+@pytest.mark.parametrize(("progress", "share"), [(0.0, 0.01), (0.25, 0.1), (0.5, 1.0), (1.0, 1.0)])
+def test_rate_comes_in_over_its_share_of_the_run(make_paper: MakePaper, progress: float, share: float) -> None:
+    training = make_paper(lmbda=0.64, rate_ramp_share=0.5)
+    x, labels = batch_of(training), torch.full((4,), -1)
+    loss, parts = training.task.loss(x, training.task.targets(x, labels, progress), progress)
+    rate = float(loss.detach()) - parts["features"] - 0.5 * parts["kl"]
+    assert rate == pytest.approx(0.64 * share * parts["bpp"], rel=0.01, abs=1e-4)
+
+
+def test_rate_of_two_stages_is_whole_before_the_second_begins(make_paper: MakePaper) -> None:
+    training = make_paper(lmbda=0.64, rate_ramp_share=1.0, schedule="two_stage", second_stage=0.4)
+    x, labels = batch_of(training), torch.full((4,), -1)
+    loss, parts = training.task.loss(x, training.task.targets(x, labels, 0.4), 0.4)
+    assert float(loss.detach()) - parts["features"] == pytest.approx(0.64 * parts["bpp"], rel=0.01)
+
+
 # Whole runs
+
+
+def test_muon_moves_convolutions_and_adam_the_rest(
+    recipe_fields: dict[str, Any], classifier: Lite0, paper_teacher: Teacher, pictures: Pictures
+) -> None:
+    """A step of Muon has the same size whatever the gradient's; depthwise weights, biases and the prior are Adam's."""
+    optimiser = {"matrices": "muon", "muon_learning_rate": 0.01, "learning_rate": 1e-9, "warmup_steps": 0}
+    fields = {**recipe_fields, "family": "paper", "cut": "stride4", "paper": {"depth": 1}, "optimiser": optimiser}
+    fields["crops"] = [{"until": 1.0, "size_px": 64, "batch": 4}]
+    training = start_training(Recipe.model_validate(fields), classifier, paper_teacher, pictures, "cpu")
+    before = weights(training)
+    training.train_step()
+    moved = {name: float((value - before[name]).abs().max()) for name, value in weights(training).items()}
+    matrices = {name for name, value in before.items() if value.ndim == 4 and value.shape[1] > 1}
+    assert matrices
+    assert all((moved[name] > 1e-5) == (name in matrices) for name in moved)
 
 
 def test_sgd_has_the_papers_momentum_and_leaves_the_prior_its_adam(
