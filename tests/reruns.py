@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
-LIMIT_S = 600
-"""For a first try with its fixtures: some waits of a busy machine. Every wait has a limit of its own."""
+from tests.e2e.programs import PATIENCE_S
+
+LIMIT_S = 5 * PATIENCE_S
+"""For a first try with its fixtures. Every wait has a limit of its own, and a test that fails has waited once."""
 _HAS_FAILED = pytest.StashKey[bool]()
 
 

@@ -31,7 +31,7 @@ def test_last_line_has_the_fixed_keys_and_balances() -> None:
     figures = json.loads(line)
     assert set(figures) >= KEYS
     assert figures["captured"] == figures["results"] + sum(figures["dropped"].values()) + figures["in_flight"]
-    assert SECONDS <= figures["seconds"] < SECONDS + 5
+    assert SECONDS <= figures["seconds"] < SECONDS + PATIENCE_S
     assert figures["cameras"] == 2
     assert figures["results"] > 10
     assert figures["labelled"] > 0

@@ -11,7 +11,7 @@ import pytest
 
 from tests import netns
 from tests.e2e.balance import RECOVERIES, Watched, check_ends_agree, longest_gap_s
-from tests.e2e.conftest import START_WITH, Start
+from tests.e2e.conftest import PATIENT, START_WITH, Start
 from tests.e2e.programs import Event, Program
 
 pytest.importorskip("skimage", reason="photographs are missing: pip install 'edge-cloud-rac[demo]'")
@@ -44,7 +44,7 @@ class Ends:
 def ends(start: Start) -> Iterator[Ends]:
     with netns.Line(seed=1) as line:
         bind = ("--bind", f"tcp://{line.right_address}:5570", *START_WITH[2:], "--insecure")
-        cloud = start("rac-cloud", *bind, prefix=line.inside(line.right), **OFTEN)
+        cloud = start("rac-cloud", *bind, prefix=line.inside(line.right), **PATIENT, **OFTEN)
         cloud.wait_event("ready")
         endpoint = f"tcp://{line.right_address}:5570"
         words = ("--camera", "test:?fps=20", "--cloud", endpoint, "--metrics-port", "0", "--insecure")
@@ -58,7 +58,7 @@ def test_packets_that_are_lost_late_doubled_and_in_another_order_only_cost_time(
     line.loss, line.doubling, line.delay_s, line.jitter_s = 0.05, 0.05, 0.02, 0.04
     began_s, lost = time.monotonic(), line.lost
     ends.node.wait_more("result", 60)
-    assert line.lost > lost + 5
+    ends.node.wait_for(lambda: line.lost > lost + 5, "packets that were lost")
     RECOVERIES.note("5 % of packets lost, others late and doubled: longest gap", longest_gap_s(ends.node, began_s))
     line.loss = line.doubling = line.delay_s = line.jitter_s = 0.0
     ends.node.wait_more("result", 20)
@@ -71,11 +71,11 @@ def test_cable_that_is_cut_and_mended(ends: Ends, seconds: float) -> None:
     ends.line.is_cut = True
     ends.node.wait_event("link", state="down")
     RECOVERIES.note("cable cut: the node says that the link is down", time.monotonic() - began_s, "2 s silence")
-    threading.Event().wait(max(0.0, began_s + seconds - time.monotonic()))
+    ends.cloud.wait_said("is gone (timeout)")
+    # Long enough for frames to meet no session, though both ends were late to notice.
+    threading.Event().wait(max(2.0, began_s + seconds - time.monotonic()))
     ended_s = time.monotonic()
     ends.line.is_cut = False
     RECOVERIES.until_result(f"cable mended after {seconds:g} s", ends.node, ended_s)
     ends.node.wait_more("result", 20)
-    summary = ends.end()
-    assert summary["dropped"]["link_down"] > 0
-    assert "no longer heard" in ends.cloud.errors or "timeout" in ends.cloud.errors
+    assert ends.end()["dropped"]["link_down"] > 0

@@ -21,7 +21,7 @@ from nodes.key_files import write_pair
 from nodes.lifecycle import EXIT_USAGE
 from pipeline.bundle import load_bundle
 from pipeline.wire import Bye, CameraEntry, Hello, Pong, Reject, RejectCode, Welcome, pack, parse
-from tests.e2e.balance import RECOVERIES, check_ends_agree
+from tests.e2e.balance import RECOVERIES, check_ends_agree, wait_until
 from tests.e2e.conftest import START_WITH, Start, start_cloud, starter
 from tests.e2e.programs import PATIENCE_S, Program, Series, node_metrics_balance, run, sum_of
 
@@ -99,7 +99,8 @@ def test_node_streams_under_the_name_of_its_key(cloud: Program, start: Start, ke
     assert cloud.get("start")[0]["security"] == "keys"
     summary = node.end()
     assert summary["results"] >= 10
-    written = [json.loads(line) for line in results.read_text().splitlines()]
+    wait_until(lambda: results.read_bytes().count(b"\n") >= 10, PATIENCE_S, "results are written")
+    written = [json.loads(line) for line in results.read_bytes().split(b"\n")[:10]]
     assert {line["node"] for line in written} == {"door"}
 
 
@@ -119,8 +120,11 @@ def test_who_lacks_the_right_key_gets_nothing_and_says_why(cloud: Program, start
     assert "is this the cloud's public key?" in fooled.wait_event("link", state="down", reason="refused")["text"]
     # They ask again, slowly, and are refused again.
     unknown.wait_event("link", 2, state="down", reason="auth")
-    found = cloud.wait_metrics(lambda found: handshakes(found, "unknown_key") >= handshakes(before, "unknown_key") + 2)
-    assert handshakes(found, "bad_handshake") >= handshakes(before, "bad_handshake") + 2
+    found = cloud.wait_metrics(
+        lambda found: all(
+            handshakes(found, word) >= handshakes(before, word) + 2 for word in ("unknown_key", "bad_handshake")
+        )
+    )
     assert handshakes(found, "accepted") == handshakes(before, "accepted")
     for node in (unknown, keyless, fooled):
         assert node_metrics_balance(node.metrics())
@@ -182,7 +186,7 @@ def test_bad_allow_list_changes_nothing_and_is_said(cloud: Program, start: Start
     bad = keys.allowed / "bad.pub"
     bad.write_text("bad")
     cloud.wait_metrics(lambda found: found["rac_cloud_allow_list_outdated",] == 1)
-    assert "bad.pub: line 1: must be a name and a key" in cloud.errors
+    cloud.wait_said("bad.pub: line 1: must be a name and a key")
     node.wait_more("result", 5)
     bad.unlink()
     cloud.wait_metrics(lambda found: found["rac_cloud_allow_list_outdated",] == 0)
@@ -244,7 +248,7 @@ def test_recorded_session_that_is_played_again_does_nothing(
     node = start("rac-node", *arguments, *keys.of_node("recorded"), **SOON)
     node.wait_event("result", 20)
     node.end()
-    assert len(recorder.up) > 20_000
+    assert len(recorder.up) > 10_000
     assert b"secretcam" not in recorder.up
     assert load_bundle("default").id8 not in recorder.up
     before = cloud.wait_metrics(lambda found: found["rac_cloud_sessions",] == 0)
@@ -272,17 +276,18 @@ def test_node_over_its_limits_is_told_and_cut_off_and_the_other_does_not_notice(
     for name in names:
         keys.make(name)
         keys.allow(name)
-    limits = {"RAC_LIMITS__FRAMES_PER_SECOND": "8", "RAC_LIMITS__CUT_OFF_S": "3", "RAC_LIMITS__NODE_CAMERAS": "1"}
-    cloud = start_cloud(start, *keys.of_cloud(), **limits)
+    # So few that a node on a busy machine breaks it too.
+    limits = {"RAC_LIMITS__FRAMES_PER_SECOND": "2", "RAC_LIMITS__CUT_OFF_S": "8", "RAC_LIMITS__NODE_CAMERAS": "1"}
+    cloud = start_cloud(start, *keys.of_cloud(), RAC_LINK__MAX_CREDIT="8", **limits)
     greedy = start("rac-node", *camera_of(cloud, "test:?fps=40"), *keys.of_node("greedy"), **SOON)
-    modest = start("rac-node", *camera_of(cloud, "test:?fps=4"), *keys.of_node("modest"), **SOON)
+    modest = start("rac-node", *camera_of(cloud, "test:?fps=1"), *keys.of_node("modest"), **SOON)
     down = greedy.wait_event("link", state="down", reason="refused")
-    assert (down["code"], down["text"]) == ("limits", "more than 8 frames a second")
+    assert (down["code"], down["text"]) == ("limits", "more than 2 frames a second")
     again = greedy.wait_event("link", 2, state="down", reason="refused")
-    assert again["text"].startswith("more than 8 frames a second: not listened to for ")
+    assert again["text"].startswith("more than 2 frames a second: not listened to for ")
     # After its time it is heard again, and breaks the limit again.
     greedy.wait_event("link", 2, state="up")
-    modest.wait_event("result", 20)
+    modest.wait_event("result", 8)
     found = cloud.wait_metrics(lambda found: found["rac_cloud_sessions_closed_total", "limits"] >= 1)
     assert handshakes(found, "limits") >= 1
     wide = start("rac-node", *camera_of(cloud, "test:"), "--camera", "second=test:", *keys.of_node("greedy"), **SOON)
@@ -290,7 +295,7 @@ def test_node_over_its_limits_is_told_and_cut_off_and_the_other_does_not_notice(
     summaries = [node.end() for node in (greedy, modest, wide)]
     assert len(modest.get("link", state="up")) == 1
     assert set(summaries[1]["dropped"]) <= {"superseded", "no_credit", "link_down", "shutdown"}
-    assert summaries[0]["dropped"].get("lost_in_link", 0) + summaries[0]["dropped"]["link_down"] > 0
+    assert summaries[0]["dropped"].get("lost_in_link", 0) + summaries[0]["dropped"].get("link_down", 0) > 0
     check_ends_agree(summaries, [cloud.end()])
 
 
@@ -307,7 +312,7 @@ class Stranger:
         self.socket.connect(self.endpoint)
 
     def wait_for(self, kind: type) -> object:
-        while self.socket.poll(20_000):
+        while self.socket.poll(round(1000 * PATIENCE_S)):
             message = parse(self.socket.recv_multipart())
             if isinstance(message, kind):
                 return message

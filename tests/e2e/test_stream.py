@@ -204,7 +204,7 @@ def test_results_on_standard_output_are_alone_there(start: Start, tmp_path: Path
     with lines.open("w") as out, errors.open("w") as err:
         cloud = subprocess.Popen(words, cwd=ROOT, env=environment(**PATIENT), stdout=out, stderr=err)
     try:
-        wait_until(lambda: "listening on tcp://" in errors.read_text(), PATIENCE_S, "the cloud listens")
+        wait_until(lambda: "ready: the first worker" in errors.read_text(), PATIENCE_S, "the cloud is ready")
         endpoint = errors.read_text().partition("listening on ")[2].partition(",")[0]
         cameras = ("--camera", "test:", "--cloud", endpoint, "--metrics-port", "0")
         node = start("rac-node", *cameras, RAC_LINK__RECONNECT_MAX_S="0.5", RAC_DRAIN_S=LONG_DRAIN_S)

@@ -18,6 +18,9 @@ pytest.importorskip("skimage", reason="photographs are missing: pip install 'edg
 pytest.importorskip("setuptools", minversion="77.0.3")
 pytest.importorskip("pip")
 
+# The wheel is built and installed with the first test; on a busy machine that takes a while.
+pytestmark = pytest.mark.timeout(300)
+
 PARTS = ("pipeline", "nodes", "configs", "pyproject.toml", "README.md", "LICENSE")
 
 

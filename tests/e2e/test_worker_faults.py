@@ -14,13 +14,13 @@ import pytest
 from tests.e2e.balance import RECOVERIES, Watched, longest_gap_s, wait_until
 from tests.e2e.conftest import Start, start_cloud, starter
 from tests.e2e.peer import SoundPeer
-from tests.e2e.programs import PATIENCE_S, Program, Series, assert_gone
+from tests.e2e.programs import PATIENCE_S, PUBLISHED_S, Program, Series, assert_gone
 
 pytest.importorskip("skimage", reason="photographs are missing: pip install 'edge-cloud-rac[demo]'")
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes in /proc")
 
-BATCH_TIMEOUT_S = 2.0
-GAUGE_AGE_S = 1.2
+# More than a sound batch takes on a busy machine: an innocent one that is late looks like a hang.
+BATCH_TIMEOUT_S = PATIENCE_S / 30
 # A worker of the default bundle has about 600; one leak is over it.
 MEMORY_LIMIT_MB = 750
 # What may become of a live camera's frame while workers come and go, though not one is to blame: the last word is for
@@ -37,16 +37,8 @@ def serving(found: Mapping[Series, float]) -> float:
 
 
 def wait_all_workers(cloud: Program) -> Mapping[Series, float]:
-    """Wait until every worker can serve, and has so for longer than the second that a gauge may be old."""
-    since_s = time.monotonic()
-
-    def is_met(found: Mapping[Series, float]) -> bool:
-        nonlocal since_s
-        if serving(found) < 2:
-            since_s = time.monotonic()
-        return time.monotonic() - since_s > GAUGE_AGE_S
-
-    return cloud.wait_metrics(is_met)
+    """Wait until every worker can serve."""
+    return cloud.wait_metrics(lambda found: serving(found) == 2, for_s=PUBLISHED_S)
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +54,9 @@ def fragile_cloud(tmp_path_factory: pytest.TempPathFactory, quarantine: Path) ->
             starter(tmp_path_factory.mktemp("cloud"), programs),
             program="fragile-cloud",
             RAC_POOL__BATCH_TIMEOUT_S=str(BATCH_TIMEOUT_S),
+            RAC_LINK__PEER_TIMEOUT_S="120",  # the stranger answers no PING while its test does something else
+            RAC_POOL__BATCH_FRAMES="8",
+            RAC_POOL__MAX_AGE_S="600",
             RAC_POOL__WORKER_MEMORY_MB=str(MEMORY_LIMIT_MB),
             RAC_POOL__QUARANTINE=str(quarantine),
         )
@@ -83,8 +78,9 @@ def node(cloud: Program, start: Start) -> Iterator[Program]:
     With references, so that batches are larger than what a worker's socket takes at once.
     """
     endpoint = cloud.get("start")[0]["endpoint"]
-    words = ("--camera", "test:?fps=20", "--cloud", endpoint, "--metrics-port", "0", "--reference-every", "2")
-    made = start("rac-node", *words)
+    words = ("--camera", "test:?fps=10", "--cloud", endpoint, "--metrics-port", "0", "--reference-every", "2")
+    # Workers that were lost often come back late, and frames that wait for them meanwhile have no other end.
+    made = start("rac-node", *words, RAC_LINK__RESULT_TIMEOUT_S="600")
     made.wait_event("result", 10)
     watched = Watched(cloud, made)
     yield made
@@ -104,17 +100,15 @@ def stranger(cloud: Program) -> Iterator[SoundPeer]:
 def test_worker_killed_in_the_middle_of_a_batch_costs_no_frame(cloud: Program, node: Program) -> None:
     before = restarts(cloud.metrics(), "crash")
     victim = cloud.workers()[0]
-    os.kill(victim, signal.SIGSTOP)  # so that it surely has one
-    cloud.wait_metrics(
-        lambda found: found["rac_cloud_workers", "busy"] >= 1 and found["rac_cloud_in_flight_frames",] > 0
-    )
+    # So that it surely has one: they take turns.
+    os.kill(victim, signal.SIGSTOP)
+    node.wait_more("result", 4)
     began_s = time.monotonic()
     os.kill(victim, signal.SIGKILL)
     RECOVERIES.until_result("worker killed with -9 in the middle of a batch", node, began_s)
     cloud.wait_metrics(lambda found: restarts(found, "crash") == before + 1)
-    cloud.wait_metrics(lambda found: serving(found) == 1)
-    cloud.wait_metrics(lambda found: serving(found) == 2)
-    RECOVERIES.note("worker killed with -9: as many workers as before", time.monotonic() - began_s)
+    wait_all_workers(cloud)
+    RECOVERIES.note("worker killed with -9: as many workers as before", time.monotonic() - PUBLISHED_S - began_s)
 
 
 def test_stopped_worker_is_replaced_and_its_batch_answered_by_another(cloud: Program, node: Program) -> None:
@@ -137,8 +131,12 @@ def test_cloud_without_workers_says_so_until_it_has_one(cloud: Program, node: Pr
     began_s = time.monotonic()
     for pid in cloud.workers():
         os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: cloud.readiness()[0] == 503, PATIENCE_S, "not ready")
-    assert "no worker can serve" in cloud.readiness()[1]
+
+    def is_said() -> bool:
+        status, text = cloud.readiness()
+        return status == 503 and "no worker can serve" in text
+
+    wait_until(is_said, PATIENCE_S, "not ready")
     wait_until(lambda: cloud.readiness()[0] == 200, PATIENCE_S, "ready again")
     RECOVERIES.until_result("all workers killed with -9", node, began_s)
 
