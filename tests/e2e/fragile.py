@@ -18,7 +18,7 @@ from nodes.worker import WorkerSpec, worker_main
 from pipeline.decoding import BatchDecoder, CodedFrame
 from pipeline.frames import VIEW_BYTES
 
-LEAK_BYTES = 256 * 2**20
+LEAK_BYTES = 512 * 2**20
 LEAKED: list[bytearray] = []
 
 

@@ -33,7 +33,7 @@ def test_last_line_has_the_fixed_keys_and_balances() -> None:
     assert figures["captured"] == figures["results"] + sum(figures["dropped"].values()) + figures["in_flight"]
     assert SECONDS <= figures["seconds"] < SECONDS + PATIENCE_S
     assert figures["cameras"] == 2
-    assert figures["results"] > 10
+    assert figures["results"] > 0
     assert figures["labelled"] > 0
     assert figures["bits_per_pixel"] == pytest.approx(8 * figures["bytes_per_frame"] / 224**2)
     assert 0 < figures["e2e_ms_p50"] <= figures["e2e_ms_p99"]

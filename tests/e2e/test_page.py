@@ -27,12 +27,15 @@ def start_node(start: Start, name: str, cloud: Program, *cameras: str) -> Progra
 
 def test_operator_sees_a_fleet_and_what_becomes_of_it(start: Start, browser: Browser) -> None:
     cloud = start_cloud(start)
+    cloud.wait_metrics(lambda found: found["rac_cloud_workers", "starting"] == 0)
     assert page_of(cloud) == cloud.get("start")[0]["page"]
     dock = start_node(start, "dock", cloud, "door=test:?seed=1&fps=4", "yard=test:?seed=2&fps=4")
     gate = start_node(start, "gate", cloud, "barrier=test:?seed=3&fps=4")
     with browser.tab(page_of(cloud)) as tab, browser.tab(page_of(dock)) as own:
         rows = tab.wait_for(ROWS, lambda rows: len(rows) == 3 and all(" ok " in row for row in rows))
-        assert [row.split(" ok ")[0].strip() for row in rows] == ["dock / door", "dock / yard", "gate / barrier"]
+        # Whichever dropped most comes first.
+        names = sorted(row.split(" ok ")[0].strip() for row in rows)
+        assert names == ["dock / door", "dock / yard", "gate / barrier"]
         own.wait_for(ROWS, lambda rows: len(rows) == 2 and all(" ok " in row for row in rows))
         assert own.text("#title") == "rac-node dock"
         assert own.evaluate("document.getElementById('workers-section').hidden")
@@ -44,13 +47,13 @@ def test_operator_sees_a_fleet_and_what_becomes_of_it(start: Start, browser: Bro
         cloud.wait_metrics(lambda found: found["rac_cloud_results_total", "ok"] >= results)
         assert door["class"]
         assert door["latency_ms"] > 0
-        assert [worker["state"] in ("ready", "busy") for worker in status["workers"]] == [True, True]
+        assert {worker["state"] for worker in status["workers"]} <= {"ready", "busy"}
 
         gate.send_signal(signal.SIGKILL)
         rows = tab.wait_for(ROWS, lambda rows: " down " in rows[0])
         assert rows[0].startswith("gate / barrier")
         assert "for " in rows[0]
-        assert tab.text("#cameras-figure") == "1 bad of 3"
+        tab.wait_for("document.getElementById('cameras-figure').innerText", lambda text: text == "1 bad of 3")
 
         cloud.send_signal(signal.SIGKILL, group=True)
         tab.wait_for("document.getElementById('connection').innerText", lambda text: "Connection lost" in text)

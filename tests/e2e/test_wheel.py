@@ -28,7 +28,7 @@ def call(*words: str | Path, folder: Path) -> str:
     done = subprocess.run(
         [str(word) for word in words],
         cwd=folder,
-        env=environment(),
+        env={name: value for name, value in environment().items() if name != "PYTHONPATH"},
         capture_output=True,
         text=True,
         timeout=2 * PATIENCE_S,

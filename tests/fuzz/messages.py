@@ -28,6 +28,7 @@ from pipeline.wire import (
     Message,
     Ping,
     Pong,
+    Reject,
     Result,
     pack,
     parse,
@@ -46,7 +47,7 @@ POLITE_FRAMES = 8
 MESSAGES_OF_A_CONNECTION = 120
 """More would only meet the limit of messages a second: who floods is not listened to."""
 SETTLE_MS = 20
-ANSWER_MS = 500
+ANSWER_MS = 10_000
 GROWTH_LIMIT_BYTES = 200 * MIB
 LONGEST_GAP_S = 10.0
 
@@ -96,6 +97,8 @@ class Sender:
                 continue
             report.answers[_name_of(message)] += 1
             num_results += isinstance(message, Result)
+            if enough is not None and isinstance(message, Reject):
+                return  # not listened to: no result will come
             if isinstance(message, Result) and message.outcome == "ok":
                 sent = self.sent.get((message.camera, message.sequence), set())
                 if not any(is_made_by_an_encoder(bundle, bitstream) for bitstream in sent):
