@@ -191,7 +191,7 @@ def _add_eval(parser: OneLineParser) -> None:
     parser.add_argument("--engine", choices=("auto", "openvino", "onnxruntime"), default="auto")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--classifier-weights", metavar="FILE", help="state dict of the classifier")
-    parser.add_argument("--all", action="store_true", help="every system of the comparison, into the folder of --out")
+    parser.add_argument("--all", action="store_true", help="all systems compared, into --out; may download weights")
     parser.add_argument("--networks", metavar="FOLDER", help="with --all: what `rac sweep` made")
     parser.add_argument("--out", metavar="FOLDER", default="comparison", help="with --all: results (comparison)")
     parser.add_argument("--markdown", metavar="FILE", help="write the table there")

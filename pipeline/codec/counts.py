@@ -1,7 +1,8 @@
 """How many parameters and multiply-accumulates a network has, layer by layer.
 
 A MAC is one multiply-accumulate; additions of biases, activations and batch normalisation (which folds away)
-are not counted. Of GDN1 the product with gamma is counted, and told apart, because the papers leave it out.
+are not counted. Of GDN (ours and CompressAI's) the product with gamma is counted, and told apart, because the papers
+leave it out.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from torch import Tensor, nn
 
 from pipeline.codec.entropic_student import GDN1
 
-COUNTED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, GDN1)
+COUNTED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+GDN_KINDS = (GDN1.__name__, "GDN")
+"""Classes by their names: CompressAI, whose GDN is the second, need not be installed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +61,8 @@ class Counts:
 
     @property
     def macs_without_gdn(self) -> int:
-        """The same without GDN1, as the papers count."""
-        return sum(layer.macs for layer in self.layers if layer.kind != GDN1.__name__)
+        """The same without GDN, as the papers count."""
+        return sum(layer.macs for layer in self.layers if layer.kind not in GDN_KINDS)
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -91,7 +94,7 @@ def count(
         layer.register_forward_hook(hook)
 
     for name, layer in shadow.named_modules():
-        if isinstance(layer, COUNTED):
+        if isinstance(layer, COUNTED) or _is_gdn(layer):
             register(name, layer)
     x = torch.zeros(1, *input_shape, device="meta")
     with torch.no_grad():
@@ -114,6 +117,10 @@ def layer_macs(layer: nn.Module, input_shape: tuple[int, ...], output_shape: tup
         return prod(output_shape) * layer.in_channels // layer.groups * prod(layer.kernel_size)
     if isinstance(layer, nn.Linear):
         return prod(output_shape) * layer.in_features
-    if isinstance(layer, GDN1):
-        return prod(output_shape) * layer.beta.shape[0]
+    if _is_gdn(layer):
+        return prod(output_shape) * output_shape[0]
     raise ValueError(f"{type(layer).__name__} is not counted")
+
+
+def _is_gdn(layer: nn.Module) -> bool:
+    return type(layer).__name__ in GDN_KINDS

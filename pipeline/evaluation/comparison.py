@@ -6,31 +6,49 @@ as soon as a curve is whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pipeline.bundle import Bundle, load_bundle
 from pipeline.codec.cache import prepare_graphs
+from pipeline.codec.graphs import export_reference_graph
+from pipeline.codec.lite0 import Lite0
+from pipeline.codec.weights_file import read_weights
 from pipeline.decoding import BatchDecoder, CodedFrame
 from pipeline.encoder import Encoder, OperatingPoint
-from pipeline.errors import BitstreamError, BundleError
+from pipeline.errors import BitstreamError, BundleError, BundleFormatError
 from pipeline.evaluation.accuracy import BATCH, RatePoint, make_point, measure_bundle, whole_levels
-from pipeline.evaluation.baselines import MissingCodec, PictureCodec, measure_picture_codec
-from pipeline.evaluation.costs import Cost, count_bundle
+from pipeline.evaluation.baselines import MissingCodec, PictureCodec, find_codecs, measure_picture_codec
+from pipeline.evaluation.costs import Cost, count_bundle, count_picture_network
+from pipeline.evaluation.picture_networks import codec_of, not_installed, read_network
 from pipeline.evaluation.point_store import PointStore
 from pipeline.evaluation.sweep_file import Network
 from pipeline.evaluation.timing import Times, camera_picture, time_interleaved
-from pipeline.inference import Engine, EngineName, OnnxRuntimeEngine, Precision, cache_root, open_engine, read_vectors
+from pipeline.inference import (
+    CLOUD_GRAPH,
+    REFERENCE_GRAPH,
+    Engine,
+    EngineName,
+    OnnxRuntimeEngine,
+    Precision,
+    cache_root,
+    file_sha256,
+    open_engine,
+    read_vectors,
+)
 from pipeline.view import make_view
 
-Kind = Literal["local", "picture codec", "ours", "paper"]
+Kind = Literal["local", "picture codec", "trained baseline", "ours", "paper"]
 LOCAL = "local_classifier"
 TIMED_PICTURES = 30
+ANOTHER_CLASSIFIER = "is for another classifier"
 CODER_VERSION = "1"
 """Of how picture codecs are called here; to be raised when that changes."""
 
@@ -113,31 +131,41 @@ def codec_systems(bench: Bench, codecs: Iterable[PictureCodec | MissingCodec]) -
         if isinstance(codec, MissingCodec):
             missing.append(Missing(codec.name, codec.reason))
             continue
-        key = f"codec {CODER_VERSION} {codec.qualities}"
-        points = bench.store.load(codec.name, key)
-        if points is None:
-            bench.say(codec.name)
-            points = [
-                measure_picture_codec(codec, quality, bench.engine, bench.views, bench.reference, bench.labels)
-                for quality in codec.qualities
-            ]
-            bench.store.save(codec.name, key, points)
-        middle = codec.qualities[len(codec.qualities) // 2]
+        points = _codec_points(bench, codec, f"codec {CODER_VERSION} {codec.qualities}", lambda: bench.engine)
         system = System(codec.name, "picture codec", points, _NOTES.get(codec.name.split()[0], ""))
-        system.encode = _codec_encode(codec, middle)
+        system.encode = _codec_encode(codec)
         systems.append(system)
     return systems, missing
+
+
+def _codec_points(
+    bench: Bench, codec: PictureCodec, key: str, open_classifier: Callable[[], Engine]
+) -> list[RatePoint]:
+    """A codec at all its qualities, kept under a key; the classifier is opened only where something is measured."""
+    points = bench.store.load(codec.name, key)
+    if points is None:
+        bench.say(codec.name)
+        engine = open_classifier()
+        points = [
+            measure_picture_codec(codec, quality, engine, bench.views, bench.reference, bench.labels)
+            for quality in codec.qualities
+        ]
+        bench.store.save(codec.name, key, points)
+    return points
 
 
 _NOTES = {
     "jpeg": "tables of its own",
     "hevc": "one intra picture by libx265, 4:4:4, in place of BPG; about 80 bytes a picture are parameter sets",
     "bpg": "time holds the start of a process",
+    "factorised": "published weights, for squared error",
+    "hyperprior": "published weights, for squared error",
 }
 
 
-def _codec_encode(codec: PictureCodec, quality: int) -> Encode:
-    return lambda picture: codec.encode(make_view(picture), quality)
+def _codec_encode(codec: PictureCodec) -> Encode:
+    middle = codec.qualities[len(codec.qualities) // 2]
+    return lambda picture: codec.encode(make_view(picture), middle)
 
 
 def bundle_systems(bench: Bench, bundle: Bundle, name: str, depths: Sequence[int] | None = None) -> list[System]:
@@ -186,14 +214,9 @@ def network_systems(bench: Bench, networks: Sequence[Network]) -> tuple[list[Sys
         if network.missing:
             missing.append(Missing(row, network.missing))
             continue
-        try:
-            bundle = load_bundle(str(network.bundle))
-            if bundle.manifest.classifier_sha256 != bench.classifier_sha256:
-                missing.append(Missing(row, "is for another classifier"))
-                continue
-            found = bundle_systems(bench, bundle, network.system, network.depths)
-        except (BundleError, BitstreamError) as error:
-            missing.append(Missing(row, f"its bundle does not work: {error}"))
+        found = _systems_of(bench, network)
+        if isinstance(found, str):
+            missing.append(Missing(row, found))
             continue
         for system in found:
             if network.lmbda is not None:
@@ -204,6 +227,63 @@ def network_systems(bench: Bench, networks: Sequence[Network]) -> tuple[list[Sys
             curve.note = network.note
             curve.networks.append(network)
     return list(systems.values()), missing
+
+
+def _systems_of(bench: Bench, network: Network) -> list[System] | str:
+    """A network's curves, or why there are none."""
+    try:
+        if network.family == "picture":
+            return [_picture_system(bench, network)]
+        if network.family == "tuned":
+            return _tuned_systems(bench, network)
+        bundle = load_bundle(str(network.bundle))
+        if bundle.manifest.classifier_sha256 != bench.classifier_sha256:
+            return ANOTHER_CLASSIFIER
+        return bundle_systems(bench, bundle, network.system, network.depths)
+    except (BundleError, BitstreamError) as error:
+        return f"its bundle does not work: {error}"
+    except ModuleNotFoundError as error:
+        return not_installed(error)
+
+
+def _picture_system(bench: Bench, network: Network) -> System:
+    """A picture codec that was trained, in front of the untouched classifier."""
+    trained = read_network(network.bundle)
+    codec = codec_of(network.name, {1: trained})
+    points = _codec_points(bench, codec, file_sha256(network.bundle), lambda: bench.engine)
+    system = System(network.system, "trained baseline", points, cost=count_picture_network(trained))
+    system.encode = _codec_encode(codec)
+    return system
+
+
+def _tuned_systems(bench: Bench, network: Network) -> list[System] | str:
+    """WebP over its whole range in front of a classifier that was trained on such pictures."""
+    tensors, facts = read_weights(network.bundle)
+    if facts.get("classifier_sha256") != bench.classifier_sha256:
+        return ANOTHER_CLASSIFIER
+    (webp,) = find_codecs(("webp",))
+    if isinstance(webp, MissingCodec):
+        return webp.reason
+    key = f"{CODER_VERSION} {webp.qualities} {file_sha256(network.bundle)}"
+    codec = replace(webp, name=network.name)
+    points = _codec_points(bench, codec, key, lambda: _open_classifier(bench, tensors))
+    system = System(network.system, "trained baseline", points)
+    system.encode = _codec_encode(codec)
+    return [system]
+
+
+def _open_classifier(bench: Bench, tensors: Mapping[str, Tensor]) -> Engine:
+    """A tuned classifier on the engine and with the precision of all others."""
+    tuned = Lite0()
+    try:
+        tuned.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise BundleFormatError(f"no weights of the classifier ({' '.join(str(error).split())[:200]})") from error
+    graph = export_reference_graph(tuned)
+    with TemporaryDirectory() as folder:
+        for name in (CLOUD_GRAPH, REFERENCE_GRAPH):  # an engine opens two; of this one only the classifier is run
+            (Path(folder) / name).write_bytes(graph)
+        return open_engine(Path(folder), bench.engine_name, bench.threads, bench.precision)
 
 
 def time_systems(systems: Sequence[System], views: NDArray[np.uint8]) -> None:

@@ -24,6 +24,7 @@ from pipeline.evaluation.comparison import (
 )
 from pipeline.evaluation.comparison_plots import plot_all
 from pipeline.evaluation.comparison_report import Facts, as_json, as_markdown
+from pipeline.evaluation.picture_networks import find_pretrained
 from pipeline.evaluation.pictures import load_labelled_views
 from pipeline.evaluation.point_store import PointStore, digest
 from pipeline.evaluation.sweep_file import read_sweep
@@ -64,7 +65,8 @@ def run_all(args: argparse.Namespace) -> int:
         store=PointStore(folder / POINTS_FOLDER, key),
         say=lambda text: print(f"measuring {text}", file=sys.stderr, flush=True),
     )
-    codecs, missing = codec_systems(bench, find_codecs(all_speeds=True))
+    pretrained = find_pretrained(lambda text: print(text, file=sys.stderr, flush=True))
+    codecs, missing = codec_systems(bench, [*find_codecs(all_speeds=True), *pretrained])
     trained, untrained = network_systems(bench, sweep.networks if sweep is not None else ())
     own = bundle_systems(bench, bundle, f"bundle {bundle.manifest.name}")
     systems = [local_system(bench), *codecs, *own, *trained]

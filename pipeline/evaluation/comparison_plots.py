@@ -13,8 +13,8 @@ from pipeline.evaluation.published import ABLATIONS, ENTROPIC_STUDENT
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-LINES = {"picture codec": "--", "ours": "-", "paper": "-."}
-MARKERS = {"picture codec": "x", "ours": "o", "paper": "s"}
+LINES = {"picture codec": "--", "trained baseline": ":", "ours": "-", "paper": "-."}
+MARKERS = {"picture codec": "x", "trained baseline": "^", "ours": "o", "paper": "s"}
 MAX_BPP = 1.5
 
 

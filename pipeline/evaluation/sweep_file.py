@@ -22,8 +22,9 @@ class Network:
 
     Attributes:
         system: what its row and curve are called.
-        lmbda: weight of its rate; None where it has several rates.
+        lmbda: its rate's own weight in the loss; None where it has several rates.
         depths: that are measured; None for all.
+        bundle: or the weights file, of a baseline.
         missing: why there is no row; "" where there is one.
     """
 

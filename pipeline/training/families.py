@@ -10,10 +10,12 @@ from pipeline.training.device_crops import DeviceCropSampler, fits
 from pipeline.training.loop import Sampler, Training
 from pipeline.training.nested_task import NestedTask
 from pipeline.training.paper_task import PaperTask
+from pipeline.training.picture_task import PictureTask
 from pipeline.training.ranks import ALONE, Ranks
 from pipeline.training.recipes import Recipe
 from pipeline.training.task import Task
 from pipeline.training.teacher import Classifier, Teacher
+from pipeline.training.tuned_task import TunedTask
 
 
 def start_training(
@@ -24,6 +26,10 @@ def start_training(
     def make_task(x: torch.Tensor) -> Task:
         if recipe.family == "paper":
             return PaperTask(recipe, classifier, teacher, x, device)
+        if recipe.family == "picture":
+            return PictureTask(recipe, teacher, x, device)
+        if recipe.family == "tuned":
+            return TunedTask(recipe, classifier, teacher, device)
         assert isinstance(classifier, Lite0)  # of the recipe's checks
         return NestedTask(recipe, classifier, teacher, x, device, ranks)
 

@@ -28,6 +28,9 @@ class RecipePart(BaseModel):
 Positive = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
 Depth = Annotated[int, Field(ge=0, le=MAX_DEPTH)]
+Quality = Annotated[int, Field(ge=1, le=100)]
+PICTURE_STRIDE_PX = 64
+"""Of the hyperprior's coarsest latent."""
 
 
 class NetworkRecipe(RecipePart):
@@ -153,11 +156,32 @@ class PaperRecipe(RecipePart):
     classifier_lr_factor: float = Field(0.1, gt=0, description="learning rate of a joint classifier over the codec's")
 
 
+class PictureRecipe(RecipePart):
+    """A picture codec of CompressAI's for one rate, a baseline; the words of `pipeline.codec.picture_network`."""
+
+    network: Literal["factorized", "hyperprior"] = "factorized"
+    channels: int = Field(128, ge=8, description="N; 128 and M = 192 are the published sizes of the lower rates")
+    latent_channels: int = Field(192, ge=8, description="M")
+    lmbda: Positive = Field(0.013, description="weight of the squared error of pixels 0 to 255, beside bpp")
+
+
+class TunedRecipe(RecipePart):
+    """The classifier tuned on pictures that WebP has been through, a baseline."""
+
+    qualities: tuple[Quality, Quality] = Field((1, 95), description="lowest and highest that are drawn")
+
+    @model_validator(mode="after")
+    def _check_qualities(self) -> TunedRecipe:
+        if self.qualities[0] > self.qualities[1]:
+            raise ValueError("qualities must rise")
+        return self
+
+
 class Recipe(RecipePart):
     """One training run."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="of the run and its folder")
-    family: Literal["nested", "paper"] = "nested"
+    family: Literal["nested", "paper", "picture", "tuned"] = "nested"
     classifier: Literal["efficientnet_lite0", "resnet50"] = "efficientnet_lite0"
     classifier_weights: str | None = Field(None, description="state dict; resnet50 needs one")
     cut: Literal["input", "stride4", "stride8"] = "input"
@@ -168,6 +192,8 @@ class Recipe(RecipePart):
     deepest_share: float = Field(0.35, ge=0, le=1, description="of the frames that take the deepest exit")
     network: NetworkRecipe = NetworkRecipe()
     paper: PaperRecipe = PaperRecipe()
+    picture: PictureRecipe = PictureRecipe()
+    tuned: TunedRecipe = TunedRecipe()
     rates: RateRecipe = RateRecipe()
     loss: LossRecipe = LossRecipe()
     crops: tuple[CropRecipe, ...] = Field((CropRecipe(until=1.0, size_px=160, batch=32),), min_length=1)
@@ -189,6 +215,8 @@ class Recipe(RecipePart):
             raise ValueError("family paper needs cut: stride4, where its decoders end")
         if self.network.decoder == "paper" and self.cut != "stride4":
             raise ValueError("network.decoder: paper needs cut: stride4, where it ends")
+        if self.family == "picture" and any(crop.size_px % PICTURE_STRIDE_PX for crop in self.crops):
+            raise ValueError(f"family picture needs crops of a multiple of {PICTURE_STRIDE_PX} pixels")
         if self.classifier == "resnet50" and (self.family != "paper" or self.classifier_weights is None):
             raise ValueError("classifier resnet50 needs family: paper and classifier_weights: FILE")
         return self

@@ -3,6 +3,7 @@
     OUT/sweep.json             what there is and what is missing, written anew after each network
     OUT/NAME/checkpoint.pt     and log.jsonl, as `rac train` leaves them
     OUT/NAME/bundle/           made of that checkpoint; its manifest names the checkpoint's hash
+    OUT/NAME/weights.safetensors   in its place, of a picture codec or a tuned classifier
 
 What is done is left alone, what was interrupted goes on, wherever it was. A network whose files do not belong together
 is reported and not touched: whether it is worth anything is for a person to say.
@@ -19,6 +20,7 @@ from typing import Any
 from pipeline.bundle import load_bundle
 from pipeline.errors import BundleError, TrainingError
 from pipeline.inference import file_sha256
+from pipeline.training.baseline_weights import BASELINE_FAMILIES, WEIGHTS_FILE, export_baseline, is_of_checkpoint
 from pipeline.training.datasets import Pictures
 from pipeline.training.loop import Training, now_s, resume, run_training
 from pipeline.training.progress import Watcher
@@ -50,11 +52,12 @@ class Entry:
         """The network's object in `sweep.json`."""
         recipe, entry = self.network.recipe, self.network.entry
         is_paper = recipe.family == "paper"
+        networks = {"paper": recipe.paper.network, "picture": recipe.picture.network}
         return {
             "name": self.network.name,
             "system": entry.system,
             "family": recipe.family,
-            "network": recipe.paper.network if is_paper else recipe.family,
+            "network": networks.get(recipe.family, recipe.family),
             "schedule": recipe.paper.schedule if is_paper else "single_stage",
             "classifier_training": recipe.paper.classifier_training if is_paper else "fixed",
             "lmbda": self.network.lmbda,
@@ -62,7 +65,7 @@ class Entry:
             "note": entry.note,
             "status": self.status,
             "reason": self.reason,
-            "bundle": f"{self.network.name}/{BUNDLE_FOLDER}",
+            "bundle": f"{self.network.name}/{_product(self.network)}",
             "pictures_seen": self.seen,
             "training_s": round(self.elapsed_s, 1),
         }
@@ -122,14 +125,24 @@ class Sweep:
                 self._train(entry.network, folder)
             entry.status, entry.reason = BEGUN, ""
             if check_run(folder, entry.network.recipe).state is RunState.DONE:  # and not stopped
-                trained = read_trained(folder / CHECKPOINT_FILE)
-                export_trained(trained, self.pictures, folder / BUNDLE_FOLDER, entry.network.name, self.say)
+                self._export(entry.network, folder)
             fresh = look(entry.network, self.folder)
             entry.status, entry.reason = fresh.status, fresh.reason
             entry.seen, entry.elapsed_s = fresh.seen, fresh.elapsed_s
         except (TrainingError, BundleError) as error:  # of this network; the others may do better
             entry.status, entry.reason = FAILED, str(error)
             self.say(f"{entry.network.name}: failed: {error}")
+        except ModuleNotFoundError as error:  # what a baseline is made with comes with an extra
+            package = str(error.name).partition(".")[0]
+            entry.status, entry.reason = FAILED, f"{package} is not installed: pip install 'edge-cloud-rac[train]'"
+            self.say(f"{entry.network.name}: failed: {entry.reason}")
+
+    def _export(self, network: PlannedNetwork, folder: Path) -> None:
+        if network.recipe.family in BASELINE_FAMILIES:
+            export_baseline(folder / CHECKPOINT_FILE, self.pictures, folder / WEIGHTS_FILE)
+        else:
+            trained = read_trained(folder / CHECKPOINT_FILE)
+            export_trained(trained, self.pictures, folder / BUNDLE_FOLDER, network.name, self.say)
 
     def _train(self, network: PlannedNetwork, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -179,13 +192,19 @@ def look(network: PlannedNetwork, folder: Path) -> Entry:
         return Entry(network, BROKEN, check.reason)
     if check.state is RunState.NEW:
         return Entry(network, MISSING)
-    if check.ending is None or not _is_exported(own):
+    if check.ending is None or not _is_exported(network, own):
         return Entry(network, BEGUN)
     return Entry(network, DONE, "", int(check.ending["seen"]), float(check.ending["elapsed_s"]))
 
 
-def _is_exported(folder: Path) -> bool:
-    """Whether there is a whole bundle of the very weights in the checkpoint."""
+def _product(network: PlannedNetwork) -> str:
+    return WEIGHTS_FILE if network.recipe.family in BASELINE_FAMILIES else BUNDLE_FOLDER
+
+
+def _is_exported(network: PlannedNetwork, folder: Path) -> bool:
+    """Whether there is a whole bundle, or weights file, of the very weights in the checkpoint."""
+    if network.recipe.family in BASELINE_FAMILIES:
+        return is_of_checkpoint(folder / WEIGHTS_FILE, folder / CHECKPOINT_FILE)
     try:
         bundle = load_bundle(str(folder / BUNDLE_FOLDER))
     except BundleError:

@@ -25,6 +25,8 @@ from pydantic import Field, ValidationError, model_validator
 from pipeline.errors import ConfigError
 from pipeline.training.recipes import Positive, Recipe, RecipePart
 
+RATED_FAMILIES = ("paper", "picture")
+"""Whose recipes are for one rate, with a lambda of their own."""
 BUDGET_KEYS = ("pictures", "data", "crops", "classifier", "classifier_weights", "seed")
 """What decides how much a network learns from; the first three must be there, and no network has its own."""
 NUM_NEEDED_KEYS = 3
@@ -35,7 +37,7 @@ class SweepNetwork(RecipePart):
 
     name: str = Field(pattern=r"^[a-z0-9-]{1,40}$", description="of its folders, with the lambda behind it")
     system: str = Field(min_length=1, max_length=60, description="as it stands in tables and plots")
-    lmbda: tuple[Positive, ...] = Field((), description="weights of the rate, of the paper's family")
+    lmbda: tuple[Positive, ...] = Field((), description="of families paper (of the rate) and picture (of the error)")
     depths: tuple[int, ...] = Field((), description="that are measured; all unless given")
     note: str = Field("", description="that stands beside its row")
     recipe: dict[str, Any] = Field(description="keys of a recipe, without the budget's")
@@ -45,8 +47,9 @@ class SweepNetwork(RecipePart):
         of_budget = [key for key in BUDGET_KEYS if key in self.recipe]
         if of_budget:
             raise ValueError(f"{self.name}: {of_budget[0]} is of the budget, which is one for all networks")
-        if self.lmbda and self.recipe.get("family") != "paper":
-            raise ValueError(f"{self.name}: lmbda is of family paper; other families have rates in their recipe")
+        if self.lmbda and self.recipe.get("family") not in RATED_FAMILIES:
+            families = " and ".join(RATED_FAMILIES)
+            raise ValueError(f"{self.name}: lmbda is of families {families}; others have rates in their recipe")
         return self
 
 
@@ -78,7 +81,7 @@ class PlannedNetwork:
     """One network of a sweep.
 
     Attributes:
-        lmbda: weight of its rate; None where its recipe has several.
+        lmbda: weight of its rate, of picture codecs of their error; None where its recipe has several rates.
     """
 
     entry: SweepNetwork
@@ -116,6 +119,7 @@ def _networks(plan: SweepPlan, entry: SweepNetwork) -> list[PlannedNetwork]:
     for lmbda in entry.lmbda or (None,):
         fields = {**plan.budget, **entry.recipe, "name": entry.name if lmbda is None else f"{entry.name}-{lmbda:g}"}
         if lmbda is not None:
-            fields["paper"] = {**fields.get("paper", {}), "lmbda": lmbda}
+            family = entry.recipe["family"]
+            fields[family] = {**fields.get(family, {}), "lmbda": lmbda}
         networks.append(PlannedNetwork(entry, lmbda, Recipe.model_validate(fields)))
     return networks

@@ -9,7 +9,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.training.datasets import Pictures
+from pipeline.training.datasets import Pictures, use_views
+from pipeline.training.recipes import Recipe
+from pipeline.training.teacher import normalise
+
+VALIDATION_PICTURES = 96
+"""Of baselines, for the closing line of a log; the comparison measures on pictures of its own."""
+VALIDATION_BATCH = 32
 
 Parts = dict[str, float]
 """Named parts of a loss, or of a validated point."""
@@ -76,3 +82,15 @@ def labels_of(pictures: Pictures, rows: NDArray[np.int64]) -> Tensor:
     if pictures.training_labels is None:
         return torch.full((len(rows),), -1)
     return torch.from_numpy(pictures.training_labels[rows])
+
+
+def agreement_parts(reference: Tensor, logits: Tensor) -> list[Tensor]:
+    """Whether the classes of logits (B, classes) are the reference's, as float (B,), and the divergence (B,)."""
+    return [(logits.argmax(1) == reference.argmax(1)).float(), divergence(reference, logits)]
+
+
+def held_out_views(pictures: Pictures, recipe: Recipe, device: torch.device) -> list[Tensor]:
+    """Batches of normalised views of use of held-out pictures."""
+    views = use_views(pictures.held_out, VALIDATION_PICTURES, recipe.data.side_px)[:, :, :, ::-1].copy()
+    starts = range(0, len(views), VALIDATION_BATCH)
+    return [normalise(views[start : start + VALIDATION_BATCH], device, recipe.classifier) for start in starts]

@@ -63,6 +63,8 @@ def read_trained(checkpoint: Path) -> Trained:
             raise TrainingError(
                 f"{checkpoint}: codecs for {recipe.classifier} cannot be exported yet, for {LITE0} they can"
             )
+        if recipe.family in ("picture", "tuned"):
+            raise TrainingError(f"{checkpoint}: family {recipe.family} is measured by rac eval --all, it has no bundle")
         codec = build_paper(recipe) if recipe.family == "paper" else build_codec(recipe)
         codec.load_state_dict(state["average"])
         joint = None

@@ -92,11 +92,13 @@ def _few_codecs(monkeypatch: pytest.MonkeyPatch) -> None:
         jpeg = next(iter(picture_codecs(("jpeg",))))
         return [replace(jpeg, qualities=(5, 30, 80)), MissingCodec("avif", "not installed (a Pillow with AVIF)")]
 
+    missing = MissingCodec("hyperprior, CompressAI's weights", "the weights cannot be downloaded (no way)")
     monkeypatch.setattr(comparison_command, "find_codecs", find)
+    monkeypatch.setattr(comparison_command, "find_pretrained", lambda say: [missing])
     monkeypatch.setattr(comparison, "TIMED_PICTURES", 2)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @pytest.mark.usefixtures("_few_codecs")
 def test_all_rows_that_are_there_stand_in_one_table(
     networks: Path,
@@ -126,6 +128,7 @@ def test_all_rows_that_are_there_stand_in_one_table(
     assert set(systems) == {"local_classifier", "jpeg", "bundle tiny N=0", "bundle tiny N=1", "paper N=0, fixed"}
     missing = {row["system"]: row["reason"] for row in content["missing"]}
     assert missing["avif"].startswith("not installed")
+    assert missing["hyperprior, CompressAI's weights"].startswith("the weights cannot be downloaded")
     assert missing["paper N=0, fixed, lambda 5.12"] == "not trained yet"
     assert missing["Entropic Student, lambda 1.28"] == "broken: log and weights disagree"
     assert "does not work" in missing["paper N=0, fixed, lambda 1.28"]  # the one whose bundle is gone

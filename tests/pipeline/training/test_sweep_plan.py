@@ -58,7 +58,7 @@ def test_every_lambda_is_a_network_with_the_budget_of_all(tmp_path: Path) -> Non
         ("networks.0.recipe", {"cut": "stride8"}, "needs cut: stride4"),
         ("networks.1.recipe", {"cut": "stride8", "network": {"decoder": "paper"}}, "decoder: paper needs cut: stride4"),
         ("networks.0", {"lmbda": [-1]}, "greater than 0"),
-        ("networks.1", {"lmbda": [1]}, "lmbda is of family paper"),
+        ("networks.1", {"lmbda": [1]}, "lmbda is of families paper and picture"),
         ("networks.1", {"name": "fixed-n0"}, "two have the same name"),
         ("networks.1", {"colour": "red"}, "networks.1.colour"),
     ],
@@ -87,4 +87,4 @@ def test_plans_that_ship_load(path: Path) -> None:
     plan, networks = load_plan(path)
     assert plan.name == path.stem
     assert plan.budget["pictures"] == networks[0].recipe.pictures
-    assert all(len(entry.lmbda) >= 3 for entry in plan.networks if entry.recipe.get("family") == "paper")
+    assert all(len(entry.lmbda) >= 3 for entry in plan.networks if entry.recipe.get("family") in ("paper", "picture"))
