@@ -16,7 +16,11 @@ from tests.reruns import give_second_try, pytest_runtest_makereport, pytest_runt
 
 START_WITH = ("--bind", "tcp://127.0.0.1:0", "--metrics-port", "0", "--workers", "2")
 # A machine that is busy is late with everything. What a test is not about shall not happen to its frames for that.
-PATIENT = {"RAC_POOL__BATCH_TIMEOUT_S": "20", "RAC_POOL__MAX_AGE_S": "15"}
+PATIENT = {
+    "RAC_POOL__BATCH_TIMEOUT_S": "20",
+    "RAC_POOL__MAX_AGE_S": "15",
+    "RAC_LINK__PEER_TIMEOUT_S": "20",
+}
 
 Start = Callable[..., Program]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.bundle import load_bundle, seal_bundle
-from tests.e2e.conftest import Start, start_cloud
+from tests.e2e.conftest import PATIENT, Start, start_cloud
 from tests.e2e.programs import PATIENCE_S, Program, node_metrics_balance, sum_of
 
 pytest.importorskip("skimage", reason="photographs are missing: pip install 'edge-cloud-rac[demo]'")
@@ -105,7 +105,7 @@ def test_cloud_that_dies_during_the_delivery_is_waited_for(start: Start, other: 
     cloud.process.wait()
     node = start_node(start, endpoint, tmp_path / "cache")
     node.wait_event("link", state="down")
-    again = start("rac-cloud", "--bind", endpoint, "--metrics-port", "0", "--workers", "1")
+    again = start("rac-cloud", "--bind", endpoint, "--metrics-port", "0", "--workers", "1", **PATIENT)
     node.wait_event("result", 5)
     found = node.metrics()
     assert sum_of(found, "rac_node_bundle_updates_total") == 0

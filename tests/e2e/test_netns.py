@@ -44,7 +44,7 @@ class Ends:
 def ends(start: Start) -> Iterator[Ends]:
     with netns.Line(seed=1) as line:
         bind = ("--bind", f"tcp://{line.right_address}:5570", *START_WITH[2:], "--insecure")
-        cloud = start("rac-cloud", *bind, prefix=line.inside(line.right), **PATIENT, **OFTEN)
+        cloud = start("rac-cloud", *bind, prefix=line.inside(line.right), **PATIENT | OFTEN)
         cloud.wait_event("ready")
         endpoint = f"tcp://{line.right_address}:5570"
         words = ("--camera", "test:?fps=20", "--cloud", endpoint, "--metrics-port", "0", "--insecure")

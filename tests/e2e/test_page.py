@@ -29,8 +29,8 @@ def test_operator_sees_a_fleet_and_what_becomes_of_it(start: Start, browser: Bro
     cloud = start_cloud(start)
     cloud.wait_metrics(lambda found: found["rac_cloud_workers", "starting"] == 0)
     assert page_of(cloud) == cloud.get("start")[0]["page"]
-    dock = start_node(start, "dock", cloud, "door=test:?seed=1&fps=4", "yard=test:?seed=2&fps=4")
-    gate = start_node(start, "gate", cloud, "barrier=test:?seed=3&fps=4")
+    dock = start_node(start, "dock", cloud, "door=test:?seed=1&fps=2", "yard=test:?seed=2&fps=2")
+    gate = start_node(start, "gate", cloud, "barrier=test:?seed=3&fps=2")
     with browser.tab(page_of(cloud)) as tab, browser.tab(page_of(dock)) as own:
         rows = tab.wait_for(ROWS, lambda rows: len(rows) == 3 and all(" ok " in row for row in rows))
         # Whichever dropped most comes first.

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pipeline.spool_records import find_records
-from tests.e2e.conftest import Start, start_cloud
+from tests.e2e.conftest import PATIENT, Start, start_cloud
 from tests.e2e.programs import PUBLISHED_S, Program, Series, node_metrics_balance, sum_of
 
 cv2 = pytest.importorskip("cv2")
@@ -80,7 +80,7 @@ def test_killed_node_and_killed_cloud_lose_no_frame_and_repeat_none(
     assert len(left) >= 15
     assert set(ends(first)) | left >= set(range(max(left) + 1))
 
-    again = start("rac-cloud", "--bind", endpoint, "--metrics-port", "0", "--workers", "2", **OFTEN)
+    again = start("rac-cloud", "--bind", endpoint, "--metrics-port", "0", "--workers", "2", **PATIENT | OFTEN)
     second = start_node(start, endpoint, pictures, spool, "--fps", "max")
     summary = second.check_end()
     assert summary["recovered"] == len(left)

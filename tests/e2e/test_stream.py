@@ -169,7 +169,7 @@ def test_node_comes_back_by_itself_when_the_cloud_is_killed_and_started_again(st
     node.wait_event("result", 20)
     first.kill()
     node.wait_event("link", state="down")
-    second = start("rac-cloud", "--bind", endpoint, "--metrics-port", "0", "--workers", "1", **often)
+    second = start("rac-cloud", "--bind", endpoint, "--metrics-port", "0", "--workers", "1", **PATIENT | often)
     node.wait_event("link", 2, state="up")
     node.wait_more("result", 20)
     found = node.wait_metrics(lambda found: sum_of(found, "rac_node_link_up") == 1)
