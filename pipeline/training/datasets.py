@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pipeline.classes import load_classes
 from pipeline.errors import TrainingError
 from pipeline.frames import VIEW_SIDE_PX
-from pipeline.training.file_pictures import FilePictures
+from pipeline.training.file_pictures import FilePictures, StoredPicture
 from pipeline.training.recipes import EVALUATION_SIDE_PX, DataRecipe
 from pipeline.view import EVALUATION_VIEW, make_view
 
@@ -59,34 +59,35 @@ def load_pictures(folders: tuple[str, ...], labels_csv: str | None = None, *, in
     come from the CSV (columns file and label), else from the sub-folders if every one of them is named by a class.
 
     Args:
-        in_memory: False leaves training pictures in their files, and takes no more than `MAX_HELD_OUT` held-out ones.
+        in_memory: False leaves training pictures in their files and shards, and takes no more than `MAX_HELD_OUT`
+            held-out ones.
 
     Raises:
         TrainingError: a folder is missing, a tar is damaged, the CSV is none, or there are too few pictures.
     """
     listed = None if labels_csv is None else _read_labels(Path(labels_csv))
     training: list[NDArray[np.uint8]] = []
-    files: list[Path] = []
+    stored: list[StoredPicture] = []
     held_out: list[NDArray[np.uint8]] = []
     labels: tuple[list[int | None], list[int | None]] = ([], [])
     unreadable = 0
     for folder in folders:
         if not Path(folder).is_dir():
             raise TrainingError(f"{folder}: no such folder of pictures")
-        for name, path, content in _read_files(Path(folder), in_memory=in_memory):
+        for name, path, place in _find_pictures(Path(folder)):
             is_held_out = zlib.crc32(name.encode()) % HELD_OUT_ONE_IN == 0
-            if isinstance(content, Path) and not is_held_out:
-                files.append(content)
+            if not in_memory and not is_held_out:
+                stored.append(place)
             elif not in_memory and len(held_out) == MAX_HELD_OUT:
                 continue
             else:
-                picture = _decode_picture(content.read_bytes() if isinstance(content, Path) else content)
+                picture = _decode_picture(_read_stored(place))
                 if picture is None:
                     unreadable += 1
                     continue
                 (held_out if is_held_out else training).append(picture)
             labels[is_held_out].append(_class_of_folder(path) if listed is None else _find_label(listed, path))
-    chosen: Sequence[NDArray[np.uint8]] = training if in_memory else FilePictures(files, _decode_picture)
+    chosen: Sequence[NDArray[np.uint8]] = training if in_memory else FilePictures(stored, _decode_picture)
     if not chosen or not held_out:
         raise TrainingError(f"{', '.join(folders)}: too few pictures to train on ({len(chosen)} and {len(held_out)})")
     together = [*labels[0], *labels[1]]
@@ -134,31 +135,34 @@ def _decode_picture(content: bytes) -> NDArray[np.uint8] | None:
     return None if picture is None else np.asarray(picture, np.uint8)
 
 
-def _read_files(folder: Path, *, in_memory: bool) -> Iterator[tuple[str, PurePosixPath, bytes | Path]]:
-    """Name that decides what is held out, path below the folder or in its shard, content or file; in sorted order."""
+def _read_stored(place: StoredPicture) -> bytes:
+    try:
+        return place.read()
+    except OSError as error:
+        raise TrainingError(f"{place.path}: cannot be read ({error})") from error
+
+
+def _find_pictures(folder: Path) -> Iterator[tuple[str, PurePosixPath, StoredPicture]]:
+    """Name that decides what is held out, path below the folder or in its shard, and place; in sorted order."""
     for path in sorted(folder.rglob("*")):
         suffix = path.suffix.lower()
         if suffix not in {".tar", *PICTURE_SUFFIXES} or not path.is_file():
             continue
+        if suffix != ".tar":
+            yield path.name, PurePosixPath(path.relative_to(folder).as_posix()), StoredPicture(path)
+            continue
         try:
-            if suffix == ".tar" and not in_memory:
-                raise TrainingError(f"{path}: data.in_memory: false takes pictures in files of their own, no tar")
-            if suffix == ".tar":
-                yield from _read_shard(path)
-            elif not in_memory:
-                yield path.name, PurePosixPath(path.relative_to(folder).as_posix()), path
-            else:
-                yield path.name, PurePosixPath(path.relative_to(folder).as_posix()), path.read_bytes()
+            yield from _find_in_shard(path)
         except (OSError, tarfile.TarError) as error:
             raise TrainingError(f"{path}: cannot be read ({error})") from error
 
 
-def _read_shard(path: Path) -> Iterator[tuple[str, PurePosixPath, bytes]]:
-    with tarfile.open(path) as shard:
+def _find_in_shard(path: Path) -> Iterator[tuple[str, PurePosixPath, StoredPicture]]:
+    with tarfile.open(path, "r:") as shard:  # not compressed: what is in it can be read where it lies
         for member in shard:
             if member.isfile() and Path(member.name).suffix.lower() in PICTURE_SUFFIXES:
-                reader = shard.extractfile(member)
-                yield member.name, PurePosixPath(member.name), reader.read() if reader is not None else b""
+                place = StoredPicture(path, member.offset_data, member.size)
+                yield member.name, PurePosixPath(member.name), place
 
 
 @dataclass(frozen=True, slots=True)

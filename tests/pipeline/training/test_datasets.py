@@ -267,22 +267,35 @@ def test_a_file_that_is_no_picture_is_counted_and_another_drawn(folder: Path) ->
     found = load_pictures((str(folder),), in_memory=False)
     assert isinstance(found.training, FilePictures)
     for path in folder.iterdir():  # all but one: whoever draws must find it
-        if found.training._paths[3] != path:
+        if found.training._places[3].path != path:
             path.write_bytes(b"")
     sampler = CropSampler(found.training, PLAIN, 4)
     crops = sampler.batch(32, 5)
     assert sampler.drawn.tolist() == [3] * 5
     assert crops.std() > 0
     assert len(found.training.unreadable) > 5
-    (folder / found.training._paths[3].name).unlink()
+    found.training._places[3].path.unlink()
     with pytest.raises(TrainingError, match="cannot be decoded"):
         sampler.batch(32, 1)
 
 
-def test_a_shard_cannot_stay_in_its_file(folder: Path) -> None:
-    write_shard(folder, folder / "shard.tar", 1)
-    with pytest.raises(TrainingError, match="in_memory"):
-        load_pictures((str(folder),), in_memory=False)
+def test_pictures_that_stay_in_a_shard_give_the_same_crops(folder: Path, pictures: Pictures, tmp_path: Path) -> None:
+    """Read where they lie in the tar, in its order."""
+    (tmp_path / "shards").mkdir()
+    write_shard(folder, tmp_path / "shards" / "a.tar", 1)
+    kept = load_pictures((str(tmp_path / "shards"),))
+    found = load_pictures((str(tmp_path / "shards"),), in_memory=False)
+    assert isinstance(found.training, FilePictures)
+    assert all(np.array_equal(*pair) for pair in zip(found.training, kept.training, strict=True))
+    assert fingerprints(list(found.training)) == fingerprints(list(pictures.training))
+
+
+def test_a_compressed_shard_is_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    with tarfile.open(tmp_path / "shards" / "a.tar", "w:gz") as archive:
+        archive.add(next(folder.iterdir()), "a.png")
+    with pytest.raises(TrainingError, match=r"a\.tar: cannot be read"):
+        load_pictures((str(tmp_path / "shards"),))
 
 
 def test_crops_by_area_cover_the_shares_that_are_asked_for() -> None:
