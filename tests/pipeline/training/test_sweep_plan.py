@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from pipeline.errors import ConfigError
+from pipeline.training.recipes import load_recipe
 from pipeline.training.sweep_plan import load_plan
 
 PLANS = Path(__file__).parents[3] / "configs/train/sweeps"
@@ -88,3 +89,37 @@ def test_plans_that_ship_load(path: Path) -> None:
     assert plan.name == path.stem
     assert plan.budget["pictures"] == networks[0].recipe.pictures
     assert all(len(entry.lmbda) >= 3 for entry in plan.networks if entry.recipe.get("family") in ("paper", "picture"))
+
+
+def test_the_papers_own_plan_has_its_47_networks_as_published() -> None:
+    seven = (0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12)
+    published = {
+        "joint-n0": (0.06, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 3.84, 5.12),
+        "joint-n4": (0.08, 0.16, 0.32, 0.64, 1.28, 1.92, 3.84, 5.12),
+        "joint-n8": seven,
+        "fixed-n0": (*seven[:-1], 3.84, 5.12, 7.68),
+        "fixed-n4": seven,
+        "fixed-n8": seven,
+    }
+    plan, networks = load_plan(PLANS / "imagenet-paper.yaml")
+    assert {entry.name: entry.lmbda for entry in plan.networks if entry.name in published} == published
+    own = [network for network in networks if network.entry.name in published]
+    assert len(own) == 47
+    for network in own:
+        recipe, (kind, depth) = network.recipe, network.entry.name.split("-n")
+        assert (recipe.paper.classifier_training, recipe.paper.depth) == (kind, int(depth))
+        assert (recipe.paper.schedule, recipe.paper.start, recipe.paper.rate_ramp_share) == ("single_stage", "paper", 0)
+        chosen = recipe.optimiser
+        assert (chosen.method, chosen.learning_rate, chosen.momentum) == ("sgd", 0.01, 0.9)
+        assert (chosen.weight_decay, chosen.warmup_steps, chosen.clip_norm) == (1e-4, 0, None)
+        assert chosen.learning_rate * chosen.final_share == pytest.approx(1e-4)
+    singles = {path.stem: load_recipe(path) for path in PLANS.parent.glob("imagenet-*.yaml")}
+    assert set(singles) == {"imagenet-fixed", "imagenet-joint", "imagenet-entropic-student"}
+    for kind in ("fixed", "joint"):
+        single, planned = (
+            singles[f"imagenet-{kind}"],
+            next(each.recipe for each in own if each.name == f"{kind}-n4-1.28"),
+        )
+        assert single.pictures == planned.pictures == 20 * 1_281_167
+        assert (single.optimiser, single.data) == (planned.optimiser, planned.data)
+        assert single.paper.classifier_training == kind
