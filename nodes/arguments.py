@@ -190,7 +190,7 @@ def _add_eval(parser: OneLineParser) -> None:
     parser.add_argument("--baselines", action="store_true", help="measure picture codecs too")
     parser.add_argument("--engine", choices=("auto", "openvino", "onnxruntime"), default="auto")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--classifier-weights", metavar="FILE", help="state dict of the classifier")
+    _add_weights(parser)
     parser.add_argument("--all", action="store_true", help="all systems compared, into --out; may download weights")
     parser.add_argument("--networks", metavar="FOLDER", help="with --all: what `rac sweep` made")
     parser.add_argument("--out", metavar="FOLDER", default="comparison", help="with --all: results (comparison)")
@@ -203,6 +203,11 @@ def _add_train(parser: OneLineParser) -> None:
     parser.add_argument("--out", metavar="FOLDER", help="default: runs/ and the recipe's name")
     parser.add_argument("--minutes", type=_positive, help="length, instead of the recipe's")
     parser.add_argument("--pictures", type=_count, metavar="N", help="length in pictures seen, instead of the recipe's")
+    parser.add_argument("--batch", type=_batch, metavar="N", help="pictures of a batch, instead of the recipe's")
+    parser.add_argument(
+        "--data", action="append", metavar="FOLDER", help="pictures, instead of the recipe's (repeatable)"
+    )
+    _add_weights(parser)
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--from", dest="warm_start", metavar="CHECKPOINT", help="begin with the weights of another run")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
@@ -224,6 +229,7 @@ def _add_export(parser: OneLineParser) -> None:
     parser.add_argument("--name", default="default", help="the bundle's name")
     parser.add_argument("--measure", metavar="FOLDER_OR_TAR", help="pictures for the bundle's measured table")
     parser.add_argument("--labels", metavar="CSV", help="their labels")
+    _add_weights(parser)
 
 
 def _add_bench(parser: OneLineParser) -> None:
@@ -232,6 +238,11 @@ def _add_bench(parser: OneLineParser) -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="the cloud's")
     parser.add_argument("--threads", type=_count, default=1, help="threads of every stage (1)")
     parser.add_argument("--rounds", type=_count, default=60, help="times that each stage is timed, in turn (60)")
+    _add_weights(parser)
+
+
+def _add_weights(parser: OneLineParser) -> None:
+    parser.add_argument("--classifier-weights", metavar="FILE", help="state dict of the classifier")
 
 
 def _add_bundle(parser: OneLineParser) -> None:
@@ -294,6 +305,13 @@ def _positive(text: str) -> float:
     number = float(text)
     if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
+    return number
+
+
+def _batch(text: str) -> int:
+    number = _count(text)
+    if number < 2:
+        raise argparse.ArgumentTypeError("must be 2 at least")
     return number
 
 

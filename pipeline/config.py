@@ -416,8 +416,8 @@ class CloudConfig(Section):
     classifier_weights: str | None = Field(
         None,
         min_length=1,
-        description="File with the classifier's state dict, for classifiers whose weights do not come with a"
-        " package; null: those of the package.",
+        description="File with a classifier's state dict, such as ResNet-50's with torchvision's names. Bundles for"
+        " another classifier do not ask it; null: what the package has, or what torchvision downloads.",
     )
     results: tuple[str, ...] = Field(
         (),

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -20,11 +21,11 @@ def run(args: argparse.Namespace) -> int:
     """Entry of the sub-command; returns the exit code.
 
     Args:
-        args: bundle, engine, precision, threads, rounds, json.
+        args: bundle, engine, precision, threads, rounds, classifier_weights, json.
     """
     bundle = load_bundle(args.bundle)
     engine = choose_engine(args.engine)
-    graphs = prepare_graphs(bundle, cache_root())
+    graphs = prepare_graphs(bundle, cache_root(), Path(args.classifier_weights) if args.classifier_weights else None)
     level16 = bundle.default_level16
     print(f"timing, {args.rounds} rounds; other work on this machine makes all of it slower", file=sys.stderr)
     stages = build_stages(bundle, graphs, engine, args.precision, args.threads, level16)

@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.bundle import Bundle
-from pipeline.codec.classifier import classifier_sha256, load_classifier
+from pipeline.codec.classifier import CLASSIFIERS, Classifier, classifier_sha256, load_classifier, weights_for
 from pipeline.codec.graphs import export_cloud_graph, export_reference_graph, read_decoder
-from pipeline.codec.lite0 import Lite0
 from pipeline.codec.paper_bundle import export_paper_cloud_graph, read_paper_cloud
-from pipeline.errors import BundleError, BundleMismatchError
+from pipeline.errors import BundleError, BundleFormatError, BundleMismatchError
 from pipeline.inference import (
     CLOUD_GRAPH,
     FACTS_FILE,
@@ -32,9 +31,11 @@ def prepare_graphs(bundle: Bundle, root: Path, weights: Path | None = None) -> P
 
     Args:
         root: the cache folder.
-        weights: the classifier's state dict instead of the installed package's.
+        weights: the classifier's state dict instead of the installed package's; not asked where it is another
+            classifier's.
 
     Raises:
+        BundleFormatError: it is cut where its classifier cannot be.
         BundleMismatchError: the classifier's tensors are not the ones that the bundle was trained with.
         BundleError: the cache folder cannot be written.
     """
@@ -42,10 +43,14 @@ def prepare_graphs(bundle: Bundle, root: Path, weights: Path | None = None) -> P
     if found is not None:
         return found
     folder = graphs_folder(root, bundle.bundle_id, weights)
-    classifier = load_classifier(bundle.manifest.classifier, weights)
-    if classifier_sha256(bundle.manifest.classifier, weights) != bundle.manifest.classifier_sha256:
+    name, cut = bundle.manifest.classifier, bundle.manifest.cut
+    own = weights_for(name, weights)
+    classifier = load_classifier(name, own)
+    if cut not in CLASSIFIERS[name].cuts:
+        raise BundleFormatError(f"bundle {bundle.manifest.name}: {name} has no cut {cut}")
+    if classifier_sha256(name, own) != bundle.manifest.classifier_sha256:
         raise BundleMismatchError(
-            f"bundle {bundle.manifest.name} was trained with other {bundle.manifest.classifier} weights than these"
+            f"bundle {bundle.manifest.name} was trained with other {name} weights than {own or 'the installed ones'}"
         )
     is_paper = bundle.manifest.family == "paper"
     cloud_graph = export_paper_cloud_graph(bundle, classifier) if is_paper else export_cloud_graph(bundle, classifier)
@@ -69,7 +74,7 @@ def prepare_graphs(bundle: Bundle, root: Path, weights: Path | None = None) -> P
     return folder
 
 
-def _write(folder: Path, bundle: Bundle, classifier: Lite0, graphs: Mapping[str, bytes]) -> None:
+def _write(folder: Path, bundle: Bundle, classifier: Classifier, graphs: Mapping[str, bytes]) -> None:
     """Graphs, vectors and, last, the facts with the hashes of both."""
     for name, content in graphs.items():
         (folder / name).write_bytes(content)

@@ -86,14 +86,15 @@ def export_bundle(
     check_target(folder)
     shape = codec.shape
     codec = codec.eval().requires_grad_(False)
-    graphs = {depth: export_edge_graph(codec, depth) for depth in shape.depths}
+    graphs = {depth: export_edge_graph(codec, depth, facts.classifier) for depth in shape.depths}
     levels = level_grid(shape.levels)
     gains = {level16: _gain(codec, level16) for level16 in levels}
     whole = np.zeros(shape.levels) if dead_zones is None else np.asarray(dead_zones, np.float64)
     zones = {level16: float(np.interp(level16 / 16, np.arange(shape.levels), whole)) for level16 in levels}
     tables: dict[tuple[int, int], TableSet] = {}
     for depth, graph in graphs.items():
-        check_graph(EdgeGraph(codec, depth), depth, graph, views[:CHECKED_PICTURES], gains[levels[-1]])
+        module = EdgeGraph(codec, depth, facts.classifier)
+        check_graph(module, depth, graph, views[:CHECKED_PICTURES], gains[levels[-1]])
         tables |= fit_depth(depth, graph, views, gains, zones)
         progress(f"depth {depth}: graph checked, {len(levels)} table sets fitted")
     files = {encoder_file(depth): graph for depth, graph in graphs.items()}

@@ -13,34 +13,45 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from pipeline.bundle import DECODER_FILE, Bundle
-from pipeline.codec.lite0 import Lite0, Lite0Tail
+from pipeline.codec.classifier import CLASSIFIERS, LITE0, Classifier, build_tail
 from pipeline.codec.nested import NestedCodec, NestedDecoder, NestedShape
+from pipeline.codec.paper import fold_normalisation
 from pipeline.errors import BundleFormatError
 
 OPSET = 17
-INPUT_MEAN, INPUT_SCALE = 127.0, 128.0
 INVERSE_GAIN, CONDITION = "inverse_gain", "condition"
 """Names of the arrays (E, L, channels) beside the decoder's weights: one vector for each depth and level16."""
 MAX_NETWORK_SIZE, MAX_DECODER_BLOCKS = 4096, 64
 """Of what a manifest may ask for; a decoder of that size would be too slow for any cloud."""
 
 
+class Normalisation(nn.Module):
+    """RGB pixels float (B, 3, H, W), 0..255, to what a classifier takes."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, classifier: str) -> None:
+        super().__init__()
+        facts = CLASSIFIERS[classifier]
+        self.register_buffer("mean", torch.tensor(facts.mean_rgb)[:, None, None])
+        self.register_buffer("std", torch.tensor(facts.std_rgb)[:, None, None])
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return (pixels - self.mean) / self.std
+
+
 class EdgeGraph(nn.Module):
     """One exit as the node runs it: camera bytes in, scaled latent and symbols out.
 
-    The patch embedding has no padding, so the input's normalisation and the order of its colours fold into its weights
-    exactly: w' = w / 128, b' = b - 127 / 128 * sum(w).
+    The patch embedding has no padding, so the normalisation of the classifier's input and the order of its colours fold
+    into its weights.
     """
 
-    def __init__(self, codec: NestedCodec, depth: int) -> None:
+    def __init__(self, codec: NestedCodec, depth: int, classifier: str = LITE0) -> None:
         super().__init__()
-        encoder = codec.encoder
-        self.patch = nn.Conv2d(3, encoder.patch.out_channels, 8, 8)
-        with torch.no_grad():
-            weight = encoder.patch.weight
-            self.patch.weight.copy_(weight.flip(1) / INPUT_SCALE)
-            assert encoder.patch.bias is not None and self.patch.bias is not None
-            self.patch.bias.copy_(encoder.patch.bias - INPUT_MEAN / INPUT_SCALE * weight.sum(dim=(1, 2, 3)))
+        encoder, facts = codec.encoder, CLASSIFIERS[classifier]
+        self.patch = fold_normalisation(encoder.patch, facts.mean_rgb, facts.std_rgb, reverse_channels=True)
         self.blocks = nn.Sequential(*encoder.blocks[:depth])
         self.exit = encoder.exits[str(depth)]
 
@@ -53,10 +64,10 @@ class EdgeGraph(nn.Module):
 class CloudGraph(nn.Module):
     """Decoder and tail of the classifier in one: symbols of a batch in, logits out."""
 
-    def __init__(self, decoder: NestedDecoder, classifier: Lite0, cut: str) -> None:
+    def __init__(self, decoder: NestedDecoder, classifier: Classifier, cut: str) -> None:
         super().__init__()
         self.decoder = decoder
-        self.tail = Lite0Tail(classifier, cut)
+        self.tail = build_tail(classifier, cut)
 
     def forward(self, symbols: Tensor, inverse_gain: Tensor, condition: Tensor) -> Tensor:
         logits: Tensor = self.tail(self.decoder(symbols.to(torch.float32), inverse_gain, condition))
@@ -66,13 +77,13 @@ class CloudGraph(nn.Module):
 class ReferenceGraph(nn.Module):
     """The uncompressed classifier on views as the node makes them: uint8 (B, 224, 224, 3) BGR in, logits out."""
 
-    def __init__(self, classifier: Lite0) -> None:
+    def __init__(self, classifier: Classifier) -> None:
         super().__init__()
+        self.normalisation = Normalisation(classifier.name)
         self.classifier = classifier
 
     def forward(self, view: Tensor) -> Tensor:
-        x = view.permute(0, 3, 1, 2).flip(1).to(torch.float32)
-        logits: Tensor = self.classifier((x - INPUT_MEAN) / INPUT_SCALE)
+        logits: Tensor = self.classifier(self.normalisation(view.permute(0, 3, 1, 2).flip(1).to(torch.float32)))
         return logits
 
 
@@ -99,14 +110,15 @@ def export_onnx(
     return buffer.getvalue()
 
 
-def export_edge_graph(codec: NestedCodec, depth: int) -> bytes:
+def export_edge_graph(codec: NestedCodec, depth: int, classifier: str = LITE0) -> bytes:
     """The node's graph of one exit."""
     view = torch.zeros(1, 224, 224, 3, dtype=torch.uint8)
     gain = torch.ones(codec.shape.latent_channels)
-    return export_onnx(EdgeGraph(codec, depth), (view, gain), ["view", "gain"], ["scaled", "symbols"], batch=False)
+    graph = EdgeGraph(codec, depth, classifier)
+    return export_onnx(graph, (view, gain), ["view", "gain"], ["scaled", "symbols"], batch=False)
 
 
-def export_cloud_graph(bundle: Bundle, classifier: Lite0) -> bytes:
+def export_cloud_graph(bundle: Bundle, classifier: Classifier) -> bytes:
     """Decoder and tail of a bundle."""
     decoder, _, _ = read_decoder(bundle)
     shape = decoder_shape(bundle)
@@ -120,7 +132,7 @@ def export_cloud_graph(bundle: Bundle, classifier: Lite0) -> bytes:
     return export_onnx(graph, inputs, ["symbols", INVERSE_GAIN, CONDITION], ["logits"], batch=True)
 
 
-def export_reference_graph(classifier: Lite0) -> bytes:
+def export_reference_graph(classifier: Classifier) -> bytes:
     """The whole classifier."""
     view = torch.zeros(2, 224, 224, 3, dtype=torch.uint8)
     return export_onnx(ReferenceGraph(classifier), (view,), ["view"], ["logits"], batch=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +51,8 @@ BLOCKS: tuple[BlockShape, ...] = (
 STEM_CHANNELS = 32
 HEAD_CHANNELS = 1280
 NUM_CLASSES = 1000
+INPUT_MEAN, INPUT_SCALE = 127.0, 128.0
+"""Of every colour, on the scale of 0..255."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +123,8 @@ class InvertedResidual(nn.Module):
 
 class Lite0(nn.Module):
     """The whole classifier: RGB (B, 3, 224, 224), normalised by (x - 127) / 128, to logits (B, 1000)."""
+
+    name: ClassVar[str] = "efficientnet_lite0"
 
     def __init__(self) -> None:
         super().__init__()

@@ -34,16 +34,15 @@ from pipeline.bundle import (
     pack_operating_points,
     seal_bundle,
 )
+from pipeline.codec.classifier import CLASSIFIERS, LITE0, Classifier, build_tail
 from pipeline.codec.export import CHECKED_PICTURES, BundleFacts, check_graph, check_round_trip, fit_depth
 from pipeline.codec.graphs import (
     CONDITION,
-    INPUT_MEAN,
-    INPUT_SCALE,
     INVERSE_GAIN,
     MAX_NETWORK_SIZE,
+    Normalisation,
     export_onnx,
 )
-from pipeline.codec.lite0 import Lite0, Lite0Tail
 from pipeline.codec.paper import (
     PaperCodec,
     PaperEncoder,
@@ -52,6 +51,7 @@ from pipeline.codec.paper import (
     build_paper_codec,
     fold_normalisation,
 )
+from pipeline.codec.resnet import batch_counters
 from pipeline.errors import BundleFormatError
 
 LEVEL16 = 0
@@ -76,19 +76,21 @@ class PaperEdgeGraph(nn.Module):
 
     median: Tensor
 
-    def __init__(self, codec: PaperCodec) -> None:
+    def __init__(self, codec: PaperCodec, classifier: str = LITE0) -> None:
         super().__init__()
-        self.encoder = deepcopy(codec.encoder)
-        self.is_folded = isinstance(self.encoder, PaperEncoder)
+        self.encoder, facts = deepcopy(codec.encoder), CLASSIFIERS[classifier]
+        self.normalisation: Normalisation | None = None
         if isinstance(self.encoder, PaperEncoder):
-            mean, std = [INPUT_MEAN] * 3, [INPUT_SCALE] * 3
-            self.encoder.patch = fold_normalisation(self.encoder.patch, mean, std, reverse_channels=True)
+            patch = self.encoder.patch
+            self.encoder.patch = fold_normalisation(patch, facts.mean_rgb, facts.std_rgb, reverse_channels=True)
+        else:
+            self.normalisation = Normalisation(classifier)
         self.register_buffer("median", codec.prior.medians.clone())
 
     def forward(self, view: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
         x = view.permute(0, 3, 1, 2).to(torch.float32)
-        if not self.is_folded:
-            x = (x.flip(1) - INPUT_MEAN) / INPUT_SCALE
+        if self.normalisation is not None:
+            x = self.normalisation(x.flip(1))
         scaled = (self.encoder(x) - self.median[:, None, None]) * gain[:, None, None]
         return scaled, torch.round(scaled).to(torch.int32)
 
@@ -118,7 +120,7 @@ def export_paper_bundle(
     facts: BundleFacts,
     views: NDArray[np.uint8],
     folder: Path,
-    joint: Lite0 | None = None,
+    joint: Classifier | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Bundle:
     """Write a bundle without measurements, and read it back.
@@ -136,7 +138,7 @@ def export_paper_bundle(
     check_target(folder)
     codec = codec.eval().requires_grad_(False)
     codec.prior.fit_quantiles()
-    module, depth = PaperEdgeGraph(codec).eval(), depth_of(shape)
+    module, depth = PaperEdgeGraph(codec, facts.classifier).eval(), depth_of(shape)
     gain = np.ones(codec.prior.channels, np.float32)
     inputs = (torch.zeros(1, *views.shape[1:], dtype=torch.uint8), torch.from_numpy(gain))
     with torch.no_grad():
@@ -170,14 +172,17 @@ def export_paper_bundle(
     return bundle
 
 
-def _pack_decoder(codec: PaperCodec, joint: Lite0 | None, cut: str) -> bytes:
+def _pack_decoder(codec: PaperCodec, joint: Classifier | None, cut: str) -> bytes:
     tensors = {name: tensor.contiguous() for name, tensor in codec.decoder.state_dict().items()}
     tensors |= {"median": codec.prior.medians.clone(), "feature_std": codec.feature_std.clone()}
     tensors[INVERSE_GAIN] = torch.ones(1, 1, codec.prior.channels)
     tensors[CONDITION] = codec.feature_mean.clone()[None, None]
     if joint is not None:
-        tail = Lite0Tail(joint, cut).state_dict()
-        tensors |= {TAIL + name: tensor.contiguous() for name, tensor in tail.items()}
+        tail = build_tail(joint, cut)
+        left_out = batch_counters(tail)
+        for name, tensor in tail.state_dict().items():
+            if name not in left_out:
+                tensors[TAIL + name] = tensor.contiguous()
     return save_tensors(tensors)
 
 
@@ -199,7 +204,7 @@ def paper_shape(bundle: Bundle) -> PaperShape:
     return shape
 
 
-def read_paper_cloud(bundle: Bundle, classifier: Lite0) -> tuple[PaperCloudGraph, Tensor, Tensor]:
+def read_paper_cloud(bundle: Bundle, classifier: Classifier) -> tuple[PaperCloudGraph, Tensor, Tensor]:
     """Decoder with tail, inverse gains (1, 1, C) and conditions (1, 1, cut channels) of a bundle.
 
     Args:
@@ -219,9 +224,9 @@ def read_paper_cloud(bundle: Bundle, classifier: Lite0) -> tuple[PaperCloudGraph
         with torch.device("meta"):
             decoder = build_paper_codec(shape).decoder
         decoder.load_state_dict(tensors, assign=True)
-        tail = Lite0Tail(deepcopy(classifier) if own_tail else classifier, bundle.manifest.cut)
+        tail = build_tail(deepcopy(classifier) if own_tail else classifier, bundle.manifest.cut)
         if own_tail:
-            tail.load_state_dict(own_tail)
+            tail.load_state_dict({**batch_counters(tail), **own_tail})
         channels = bundle.manifest.latent_shape[0]
         found = [tuple(tensor.shape) for tensor in (inverse_gain, condition, median, feature_std)]
         wanted = [(1, 1, channels), (1, 1, shape.cut_channels), (channels,), (shape.cut_channels,)]
@@ -234,7 +239,7 @@ def read_paper_cloud(bundle: Bundle, classifier: Lite0) -> tuple[PaperCloudGraph
     return graph, inverse_gain, condition
 
 
-def export_paper_cloud_graph(bundle: Bundle, classifier: Lite0) -> bytes:
+def export_paper_cloud_graph(bundle: Bundle, classifier: Classifier) -> bytes:
     """ONNX graph of a bundle's decoder and tail.
 
     Raises:

@@ -11,6 +11,7 @@ load.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +67,8 @@ def _build_stage(index: int) -> nn.Sequential:
 
 class ResNet50(nn.Module):
     """The whole classifier: RGB (B, 3, 224, 224), normalised as stated above, to logits (B, 1000)."""
+
+    name: ClassVar[str] = "resnet50"
 
     def __init__(self) -> None:
         super().__init__()
@@ -145,6 +148,11 @@ def _stages(layers: ResNet50 | ResNet50Tail, features: Tensor) -> list[Tensor]:
     return [stage2, stage3, stage4, pooled, layers.fc(pooled)]
 
 
+def batch_counters(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors in which batch normalisation counts its batches: the only ones that are no float32."""
+    return {name: tensor for name, tensor in module.state_dict().items() if name.endswith("num_batches_tracked")}
+
+
 def load_resnet50(weights: Path) -> ResNet50:
     """Read a state dict with torchvision's names, without running anything in it; evaluation mode, frozen.
 
@@ -154,7 +162,8 @@ def load_resnet50(weights: Path) -> ResNet50:
     try:
         state = torch.load(weights, map_location="cpu", weights_only=True)
         classifier = ResNet50()
-        classifier.load_state_dict(state)
+        # Old files do not count batches; nothing that runs in evaluation mode asks for it.
+        classifier.load_state_dict({**batch_counters(classifier), **state})
     except OSError as error:
         raise ConfigError(weights, "", f"weights cannot be read: {error.strerror or error}") from error
     except Exception as error:  # torch raises many kinds for damaged files and for what it refuses to run

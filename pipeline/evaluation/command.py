@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.bundle import load_bundle
 from pipeline.codec.cache import prepare_graphs
+from pipeline.codec.classifier import CLASSIFIERS
 from pipeline.decoding import BatchDecoder
 from pipeline.encoder import Encoder
 from pipeline.errors import EvaluationError
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
             for quality in codec.qualities:
                 points.append(measure_picture_codec(codec, quality, engine, pictures.views, reference, pictures.labels))
                 _print_point(points[-1])
-    _write(args, points, pictures.views, reference_top1)
+    _write(args, points, pictures.views, reference_top1, CLASSIFIERS[bundle.manifest.classifier].title)
     return 0
 
 
@@ -76,11 +77,17 @@ def _print_point(point: RatePoint) -> None:
     )
 
 
-def _write(args: argparse.Namespace, points: list[RatePoint], views: NDArray[np.uint8], reference_top1: float) -> None:
+def _write(
+    args: argparse.Namespace,
+    points: list[RatePoint],
+    views: NDArray[np.uint8],
+    reference_top1: float,
+    classifier: str,
+) -> None:
     """Print first: what was measured for minutes is not to be lost to a path that cannot be written."""
     table = as_markdown(points, reference_top1)
     print(json.dumps(as_json(points, len(views), reference_top1)) if args.json else table, flush=True)
-    title = f"{len(views)} pictures, EfficientNet-Lite0, top-1 {reference_top1:.3f} uncompressed"
+    title = f"{len(views)} pictures, {classifier}, top-1 {reference_top1:.3f} uncompressed"
     try:
         if args.markdown:
             Path(args.markdown).write_text(table, encoding="utf-8")

@@ -94,6 +94,7 @@ class Bench:
 
     Attributes:
         graphs: folder of a bundle's graphs, from which `local_classifier` is opened.
+        classifier_weights: state dict instead of the installed package's.
         threads: of measuring; times are taken on one.
         say: told each curve that is measured.
     """
@@ -109,6 +110,7 @@ class Bench:
     classifier_sha256: str
     store: PointStore
     say: Callable[[str], None]
+    classifier_weights: Path | None = None
 
 
 def local_system(bench: Bench) -> System:
@@ -176,7 +178,7 @@ def bundle_systems(bench: Bench, bundle: Bundle, name: str, depths: Sequence[int
         EvaluationError: a bitstream of its own does not decode.
     """
     kind: Kind = "paper" if bundle.manifest.family == "paper" else "ours"
-    graphs = prepare_graphs(bundle, cache_root())
+    graphs = prepare_graphs(bundle, cache_root(), bench.classifier_weights)
     engine = open_engine(graphs, bench.engine_name, bench.threads, bench.precision)
     decoder = BatchDecoder(bundle, engine, read_vectors(graphs))
     encoder, timed = Encoder(bundle, bench.threads), Encoder(bundle, 1)

@@ -48,7 +48,8 @@ def run_all(args: argparse.Namespace) -> int:
     except OSError as error:
         raise EvaluationError(f"{folder}: cannot be made: {error.strerror}") from error
     name, threads = choose_engine(args.engine), os.cpu_count() or 1
-    graphs = prepare_graphs(bundle, cache_root(), Path(args.classifier_weights) if args.classifier_weights else None)
+    weights = Path(args.classifier_weights) if args.classifier_weights else None
+    graphs = prepare_graphs(bundle, cache_root(), weights)
     engine = open_engine(graphs, name, threads, args.precision)
     reference = classify_reference(engine, pictures.views)
     key = [digest([pictures.views, pictures.labels, reference]), name, args.precision]
@@ -61,6 +62,7 @@ def run_all(args: argparse.Namespace) -> int:
         engine_name=name,
         precision=args.precision,
         threads=threads,
+        classifier_weights=weights,
         classifier_sha256=bundle.manifest.classifier_sha256,
         store=PointStore(folder / POINTS_FOLDER, key),
         say=lambda text: print(f"measuring {text}", file=sys.stderr, flush=True),

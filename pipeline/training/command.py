@@ -13,40 +13,41 @@ from pathlib import Path
 
 import torch
 
-from pipeline.codec.classifier import load_classifier
-from pipeline.codec.resnet import load_resnet50
+from pipeline.codec.classifier import LITE0, load_classifier
 from pipeline.errors import ConfigError, TrainingError
 from pipeline.training.checkpoint import load_checkpoint
 from pipeline.training.datasets import CropSampler, Pictures, load_pictures
 from pipeline.training.families import start_training
 from pipeline.training.loop import Training, now_s, resume, run_training
+from pipeline.training.needs import StepMemory, describe_needs
 from pipeline.training.progress import choose_watchers
 from pipeline.training.ranks import ALONE, Ranks, joined_ranks
 from pipeline.training.recipes import Recipe, load_recipe
 from pipeline.training.run_folder import CHECKPOINT_FILE
-from pipeline.training.teacher import Classifier, Engine, OpenVinoEngine, Teacher, TorchEngine, normalise
+from pipeline.training.teacher import Engine, OpenVinoEngine, Teacher, TorchEngine, normalise
 
 TEACHER_SAMPLE = 256
+"""Crops that the features' statistics are taken from."""
+HEAVY_SAMPLE = 64
+"""The same of ResNet-50: a gigabyte at 224 px, and each of its 256 channels has 200,000 values."""
 
 
 def build_training(
     recipe: Recipe, device: str, threads: int, ranks: Ranks = ALONE, pictures: Pictures | None = None
 ) -> Training:
     """Read the classifier, and pictures unless they are given, and join them to a run that has not begun."""
-    pictures = pictures or load_pictures(recipe.data.folders, recipe.data.labels, in_memory=recipe.data.in_memory)
     weights = None if recipe.classifier_weights is None else Path(recipe.classifier_weights)
-    classifier: Classifier
-    if recipe.classifier == "resnet50":
-        assert weights is not None  # of the recipe's checks
-        classifier = load_resnet50(weights)
-    else:
-        classifier = load_classifier(recipe.classifier, weights)
+    classifier = load_classifier(recipe.classifier, weights)
+    pictures = pictures or load_pictures(recipe.data.folders, recipe.data.labels, in_memory=recipe.data.in_memory)
     engine: Engine
-    if device == "cpu" and find_spec("openvino") is not None:
+    is_light = recipe.classifier == LITE0
+    # At ResNet-50's dense convolutions OpenVINO is hardly faster, and the graph of each crop size takes ten seconds.
+    if device == "cpu" and is_light and find_spec("openvino") is not None:
         engine = OpenVinoEngine(classifier, recipe.cut, threads)
     else:
         engine = TorchEngine(classifier.to(device), recipe.cut)
-    sample = CropSampler(pictures.training, recipe.data, recipe.seed).batch(recipe.crops[0].size_px, TEACHER_SAMPLE)
+    num_sample = TEACHER_SAMPLE if is_light else min(TEACHER_SAMPLE, HEAVY_SAMPLE)
+    sample = CropSampler(pictures.training, recipe.data, recipe.seed).batch(recipe.crops[0].size_px, num_sample)
     teacher = Teacher(engine, normalise(sample, torch.device(device), recipe.classifier), recipe.cut)
     classifier = classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return start_training(recipe, classifier, teacher, pictures, device, ranks)
@@ -56,15 +57,27 @@ def run(args: argparse.Namespace) -> int:
     """Entry of the sub-command; returns the exit code.
 
     Args:
-        args: recipe, out, minutes, pictures, resume, warm_start, device, threads, json.
+        args: recipe, out, minutes, pictures, batch, data, classifier_weights, resume, warm_start, device, threads,
+            json.
     """
-    full = recipe = load_recipe(Path(args.recipe))
+    recipe = load_recipe(Path(args.recipe))
+    if args.classifier_weights is not None:
+        recipe = recipe.model_copy(update={"classifier_weights": args.classifier_weights})
+    if recipe.classifier_weights is not None and not Path(recipe.classifier_weights).is_file():
+        raise ConfigError(args.recipe, "classifier_weights", f"{recipe.classifier_weights}: no such file")
+    full = recipe
     if args.minutes is not None and args.pictures is not None:
         raise ConfigError("command line", "--pictures", "a run's length is its pictures or its --minutes: give one")
     if args.minutes is not None:
         recipe = recipe.model_copy(update={"minutes": args.minutes, "pictures": None})
     if args.pictures is not None:
         recipe = recipe.model_copy(update={"pictures": args.pictures})
+    if args.batch is not None:
+        crops = tuple(crop.model_copy(update={"batch": args.batch}) for crop in recipe.crops)
+        recipe = recipe.model_copy(update={"crops": crops})
+    if args.data:
+        data = recipe.data.model_copy(update={"folders": tuple(args.data)})
+        recipe = recipe.model_copy(update={"data": data})
     if args.resume and args.warm_start is not None:
         raise ConfigError("command line", "--from", "begins a run, --resume goes on with one: give one of them")
     warm = None if args.warm_start is None else load_checkpoint(Path(args.warm_start))
@@ -90,9 +103,10 @@ def _run(args: argparse.Namespace, recipe: Recipe, full: Recipe, warm: dict[str,
         _say(ranks, f"resumed at step {training.step}, {training.progress:.0%} done")
     with stop_requests() as should_stop:
         watchers = choose_watchers(folder, args.json) if ranks.is_first else []
+        memory = StepMemory(training.device)
         run_training(training, folder, watchers, should_stop, now_s)
-    if recipe != full:
-        _say(ranks, describe_full_length(full, training, ranks.count))
+    if recipe != full and ranks.is_first:
+        print(describe_needs(full, training, folder, memory), file=sys.stderr)
     return 0
 
 
@@ -106,22 +120,6 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     finally:
         for name, handler in before.items():
             signal.signal(name, handler)
-
-
-def describe_full_length(full: Recipe, training: Training, ranks: int = 1) -> str:
-    """What a recipe's whole length would take, at the speed of a shortened run of it."""
-    speed = training.seen / training.elapsed_s if training.elapsed_s > 0 else 0.0
-    if speed == 0:
-        return f"{full.name} in full: no speed was measured"
-    if full.pictures is None:
-        pictures, hours = round(60 * full.minutes * speed), full.minutes / 60
-    else:
-        pictures, hours = full.pictures, full.pictures / speed / 3600
-    place = f"{ranks} x {training.device.type}" if ranks > 1 else training.device.type
-    return (
-        f"{full.name} in full: {pictures:,} pictures seen, about {hours:,.1f} hours at the {speed:.1f} pictures/s "
-        f"measured here ({place})"
-    )
 
 
 def _say(ranks: Ranks, text: str) -> None:

@@ -15,7 +15,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from pipeline.codec.lite0 import Lite0
+from pipeline.codec.classifier import Classifier
 from pipeline.codec.nested import LATENT_STRIDE, NestedCodec
 
 CANDIDATES = (0.0, 0.04, 0.08, 0.12, 0.16, 0.2, 0.24, 0.28)
@@ -45,7 +45,7 @@ def lean_towards_zero(scaled: Tensor, dead_zone: float) -> Tensor:
 
 
 @torch.no_grad()
-def try_dead_zones(codec: NestedCodec, classifier: Lite0, cut: str, x: Tensor) -> list[DeadZoneFit]:
+def try_dead_zones(codec: NestedCodec, classifier: Classifier, cut: str, x: Tensor) -> list[DeadZoneFit]:
     """Every candidate at every whole level of the deepest exit.
 
     Args:

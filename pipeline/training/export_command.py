@@ -32,14 +32,15 @@ def run(args: argparse.Namespace) -> int:
     """Entry of the sub-command; returns the exit code.
 
     Args:
-        args: checkpoint, out, name, measure, labels.
+        args: checkpoint, out, name, measure, labels, classifier_weights.
     """
     # What can be wrong is looked at first: the work takes minutes.
     folder = Path(args.out)
     _make_target(folder)
     if not re.fullmatch(BUNDLE_NAME, args.name):
         raise ConfigError("command line", "--name", "must be 1 to 64 letters, digits, dots, dashes or underscores")
-    trained = read_trained(Path(args.checkpoint))
+    weights = Path(args.classifier_weights) if args.classifier_weights else None
+    trained = read_trained(Path(args.checkpoint), weights)
     labelled = None
     if args.measure:
         labelled = load_labelled_views(Path(args.measure), Path(args.labels) if args.labels else None)
@@ -47,9 +48,10 @@ def run(args: argparse.Namespace) -> int:
     bundle = export_trained(trained, pictures, folder, args.name, _say)
     if labelled is None:
         held_out = use_views(pictures.held_out, MEASURED_PICTURES, trained.recipe.data.side_px)
-        measured = _measure(bundle, held_out, None, "held-out training pictures")
+        measured = _measure(bundle, held_out, None, "held-out training pictures", trained.weights)
     else:
-        measured = _measure(bundle, labelled.views, labelled.labels, Path(args.measure).name)
+        source = Path(args.measure).name
+        measured = _measure(bundle, labelled.views, labelled.labels, source, trained.weights)
     bundle = seal_measured(bundle, measured, folder)
     size_bytes = sum(len(content) for content in bundle.files.values())
     print(f"{folder}: bundle {bundle.manifest.name} {bundle.short_id}, {size_bytes / 1e6:.2f} MB")
@@ -68,12 +70,14 @@ def _make_target(folder: Path) -> None:
         raise TrainingError(f"{folder}: cannot be made: {error.strerror}") from error
 
 
-def _measure(bundle: Bundle, views: NDArray[np.uint8], labels: NDArray[np.int64] | None, source: str) -> Measured:
+def _measure(
+    bundle: Bundle, views: NDArray[np.uint8], labels: NDArray[np.int64] | None, source: str, weights: Path | None
+) -> Measured:
     """Every depth at every whole level."""
     threads = os.cpu_count() or 1
     # Not in the user's cache: the bundle gets another id when it is sealed with what is measured here.
     with TemporaryDirectory() as root:
-        graphs = prepare_graphs(bundle, Path(root))
+        graphs = prepare_graphs(bundle, Path(root), weights)
         engine = open_engine(graphs, choose_engine("auto"), threads, "fp32")
         decoder = BatchDecoder(bundle, engine, read_vectors(graphs))
         reference = classify_reference(engine, views)

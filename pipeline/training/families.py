@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pipeline.codec.lite0 import Lite0
+from pipeline.codec.classifier import Classifier
 from pipeline.training.datasets import CropSampler, Pictures
 from pipeline.training.device_crops import DeviceCropSampler, fits
 from pipeline.training.loop import Sampler, Training
@@ -14,7 +14,7 @@ from pipeline.training.picture_task import PictureTask
 from pipeline.training.ranks import ALONE, Ranks
 from pipeline.training.recipes import Recipe
 from pipeline.training.task import Task
-from pipeline.training.teacher import Classifier, Teacher
+from pipeline.training.teacher import Teacher
 from pipeline.training.tuned_task import TunedTask
 
 
@@ -30,7 +30,6 @@ def start_training(
             return PictureTask(recipe, teacher, x, device)
         if recipe.family == "tuned":
             return TunedTask(recipe, classifier, teacher, device)
-        assert isinstance(classifier, Lite0)  # of the recipe's checks
         return NestedTask(recipe, classifier, teacher, x, device, ranks)
 
     return Training(recipe, pictures, make_sampler(recipe, pictures, device), make_task, device, ranks)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.codec.lite0 import CUTS, Lite0
+from pipeline.codec.classifier import CLASSIFIERS, Classifier
 from pipeline.codec.nested import LATENT_STRIDE, Block, NestedCodec, NestedShape, interpolate
 from pipeline.codec.principal_start import start_from_principal_components
 from pipeline.training.datasets import Pictures, use_views
@@ -35,7 +35,7 @@ VALIDATION_BATCH = 32
 
 def build_codec(recipe: Recipe) -> NestedCodec:
     """An untrained codec of the recipe's sizes."""
-    cut = CUTS[recipe.cut]
+    cut = CLASSIFIERS[recipe.classifier].cuts[recipe.cut]
     levels = len(recipe.rates.target_bpp)
     sizes = recipe.network.model_dump()
     return NestedCodec(NestedShape(cut_channels=cut.channels, cut_stride=cut.stride, levels=levels, **sizes))
@@ -49,7 +49,7 @@ class NestedTask:
     """
 
     def __init__(
-        self, recipe: Recipe, classifier: Lite0, teacher: Teacher, x: Tensor, device: str, ranks: Ranks = ALONE
+        self, recipe: Recipe, classifier: Classifier, teacher: Teacher, x: Tensor, device: str, ranks: Ranks = ALONE
     ) -> None:
         self.recipe, self.classifier, self.teacher, self.ranks = recipe, classifier, teacher, ranks
         self.device = torch.device(device)
@@ -168,7 +168,8 @@ class NestedTask:
         codec = self.averaged_codec.eval()
         points: dict[tuple[int, float], list[Tensor]] = {}
         for start in range(0, len(views), VALIDATION_BATCH):
-            x = normalise(views[start : start + VALIDATION_BATCH, :, :, ::-1].copy(), self.device)
+            batch = views[start : start + VALIDATION_BATCH, :, :, ::-1].copy()
+            x = normalise(batch, self.device, self.recipe.classifier)
             reference = self.teacher.targets(x).logits
             latents = codec.encoder.latents(x)
             for exit_index, depth in enumerate(codec.shape.depths):

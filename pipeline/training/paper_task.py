@@ -19,15 +19,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.codec.lite0 import CUTS, Lite0, Lite0Tail
+from pipeline.codec.classifier import CLASSIFIERS, Classifier, build_tail
+from pipeline.codec.lite0 import Lite0
 from pipeline.codec.paper import PaperCodec, PaperShape, build_paper_codec
-from pipeline.codec.resnet import CUT_CHANNELS, ResNet50, ResNet50Tail
+from pipeline.codec.resnet import ResNet50
 from pipeline.training.datasets import Pictures, use_views
 from pipeline.training.muon import Muon
 from pipeline.training.recipes import Recipe
 from pipeline.training.schedule import learning_rate_share, rate_ramp
 from pipeline.training.task import Parts, divergence, set_peaks
-from pipeline.training.teacher import Classifier, Teacher, normalise
+from pipeline.training.teacher import Teacher, normalise
 
 NUM_LATER_POINTS = 3
 """Ends of classifier stages whose features are compared, beside the cut's."""
@@ -54,8 +55,8 @@ class PaperTargets:
 
 def paper_shape_of(recipe: Recipe) -> PaperShape:
     """The recipe's network at its classifier's cut."""
-    cut_channels = CUT_CHANNELS if recipe.classifier == "resnet50" else CUTS[recipe.cut].channels
-    return PaperShape(recipe.paper.network, recipe.paper.depth, cut_channels)
+    cut = CLASSIFIERS[recipe.classifier].cuts[recipe.cut]
+    return PaperShape(recipe.paper.network, recipe.paper.depth, cut.channels)
 
 
 def build_paper(recipe: Recipe) -> PaperCodec:
@@ -248,8 +249,7 @@ def _trainable(classifier: Classifier, cut: str) -> Classifier:
 
 def _free_tail(classifier: nn.Module, cut: str) -> None:
     assert isinstance(classifier, Lite0 | ResNet50)
-    tail = Lite0Tail(classifier, cut) if isinstance(classifier, Lite0) else ResNet50Tail(classifier)
-    tail.requires_grad_(True)
+    build_tail(classifier, cut).requires_grad_(True)
 
 
 def _build_optimisers(network: nn.ModuleDict, recipe: Recipe) -> list[torch.optim.Optimizer]:

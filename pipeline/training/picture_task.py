@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.codec.lite0 import INPUT_MEAN, INPUT_SCALE
 from pipeline.codec.picture_network import (
     PictureShape,
     build_picture_network,
@@ -25,7 +26,7 @@ from pipeline.training.muon import Muon
 from pipeline.training.recipes import OptimiserRecipe, Recipe
 from pipeline.training.schedule import learning_rate_share
 from pipeline.training.task import Parts, agreement_parts, held_out_views, set_peaks
-from pipeline.training.teacher import INPUT_MEAN, INPUT_SCALE, Teacher
+from pipeline.training.teacher import Teacher
 
 MAX_PIXEL = 255.0
 

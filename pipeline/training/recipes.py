@@ -183,7 +183,9 @@ class Recipe(RecipePart):
     name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="of the run and its folder")
     family: Literal["nested", "paper", "picture", "tuned"] = "nested"
     classifier: Literal["efficientnet_lite0", "resnet50"] = "efficientnet_lite0"
-    classifier_weights: str | None = Field(None, description="state dict; resnet50 needs one")
+    classifier_weights: str | None = Field(
+        None, description="state dict; else the package's, or for resnet50 what torchvision downloads"
+    )
     cut: Literal["input", "stride4", "stride8"] = "input"
     start: Literal["principal", "random"] = "principal"
     seed: int = 1
@@ -217,8 +219,8 @@ class Recipe(RecipePart):
             raise ValueError("network.decoder: paper needs cut: stride4, where it ends")
         if self.family == "picture" and any(crop.size_px % PICTURE_STRIDE_PX for crop in self.crops):
             raise ValueError(f"family picture needs crops of a multiple of {PICTURE_STRIDE_PX} pixels")
-        if self.classifier == "resnet50" and (self.family != "paper" or self.classifier_weights is None):
-            raise ValueError("classifier resnet50 needs family: paper and classifier_weights: FILE")
+        if self.classifier == "resnet50" and (self.cut != "stride4" or self.family not in ("nested", "paper")):
+            raise ValueError("classifier resnet50 needs family: nested or paper, and its only cut: stride4")
         return self
 
 

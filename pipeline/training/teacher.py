@@ -10,28 +10,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.codec.lite0 import Lite0
-from pipeline.codec.resnet import INPUT_MEAN_RGB, INPUT_STD_RGB, ResNet50
+from pipeline.codec.classifier import CLASSIFIERS, LITE0, Classifier
 from pipeline.training.losses import Targets
 
-INPUT_MEAN = 127.0
-INPUT_SCALE = 128.0
 
-Classifier = Lite0 | ResNet50
-
-
-def normalise(
-    crops: NDArray[np.uint8] | Tensor, device: torch.device, classifier: str = "efficientnet_lite0"
-) -> Tensor:
-    """uint8 (B, H, W, 3) RGB to float (B, 3, H, W) as the classifier takes it, channels last in memory.
-
-    (x - 127) / 128 for EfficientNet-Lite0.
-    """
+def normalise(crops: NDArray[np.uint8] | Tensor, device: torch.device, classifier: str = LITE0) -> Tensor:
+    """uint8 (B, H, W, 3) RGB to float (B, 3, H, W) as the classifier takes it, channels last in memory."""
     pixels = torch.as_tensor(crops).to(device).permute(0, 3, 1, 2).to(torch.float32)
-    if classifier == "resnet50":
-        mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (INPUT_MEAN_RGB, INPUT_STD_RGB))
-        return ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
-    return ((pixels - INPUT_MEAN) / INPUT_SCALE).contiguous(memory_format=torch.channels_last)
+    facts = CLASSIFIERS[classifier]
+    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (facts.mean_rgb, facts.std_rgb))
+    return ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
 class Engine(Protocol):

@@ -11,9 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.bundle import Bundle
-from pipeline.codec.classifier import LITE0, classifier_sha256, load_classifier
+from pipeline.codec.classifier import Classifier, classifier_sha256, load_classifier
 from pipeline.codec.export import BundleFacts, export_bundle
-from pipeline.codec.lite0 import Lite0
 from pipeline.codec.nested import NestedCodec
 from pipeline.codec.paper import PaperCodec
 from pipeline.codec.paper_bundle import export_paper_bundle
@@ -39,40 +38,44 @@ class Trained:
     """What a checkpoint holds: the recipe and the averaged networks, on the CPU.
 
     Attributes:
+        weights: the uncompressed classifier's state dict; None for that of its package.
         joint: the classifier that was trained with a codec of the paper's family, if one was.
     """
 
     recipe: Recipe
     codec: NestedCodec | PaperCodec
-    joint: Lite0 | None
+    weights: Path | None
+    joint: Classifier | None
     steps: int
     minutes: float
     checkpoint_sha256: str
 
 
-def read_trained(checkpoint: Path) -> Trained:
+def read_trained(checkpoint: Path, weights: Path | None = None) -> Trained:
     """Recipe and networks of a checkpoint.
 
+    Args:
+        weights: the classifier's state dict, instead of the recipe's.
+
     Raises:
-        TrainingError: it cannot be read, is none of this program, or its classifier has no bundles yet.
+        BundleMismatchError: the classifier's weights are not there.
+        TrainingError: it cannot be read, or is none of this program.
     """
     state = load_checkpoint(checkpoint)
     try:
         recipe = Recipe.model_validate(state["recipe"])
-        if recipe.classifier != LITE0:
-            raise TrainingError(
-                f"{checkpoint}: codecs for {recipe.classifier} cannot be exported yet, for {LITE0} they can"
-            )
         if recipe.family in ("picture", "tuned"):
             raise TrainingError(f"{checkpoint}: family {recipe.family} is measured by rac eval --all, it has no bundle")
+        if weights is None and recipe.classifier_weights is not None:
+            weights = Path(recipe.classifier_weights)
         codec = build_paper(recipe) if recipe.family == "paper" else build_codec(recipe)
         codec.load_state_dict(state["average"])
         joint = None
         if "average_classifier" in state:
-            joint = load_classifier(recipe.classifier)
+            joint = load_classifier(recipe.classifier, weights)
             joint.load_state_dict(state["average_classifier"])
         steps, minutes = int(state["step"]), round(float(state["elapsed_s"]) / 60, 1)
-        return Trained(recipe, codec.eval(), joint, steps, minutes, file_sha256(checkpoint))
+        return Trained(recipe, codec.eval(), weights, joint, steps, minutes, file_sha256(checkpoint))
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         text = " ".join(str(error).split())[:200]
         raise TrainingError(f"{checkpoint}: not a checkpoint of this program ({text})") from error
@@ -99,7 +102,7 @@ def export_trained(
     facts = BundleFacts(
         name=name,
         classifier=recipe.classifier,
-        classifier_sha256=classifier_sha256(recipe.classifier),
+        classifier_sha256=classifier_sha256(recipe.classifier, trained.weights),
         cut=recipe.cut,
         training={
             "recipe": recipe.name,
@@ -114,16 +117,17 @@ def export_trained(
         shape = paper_shape_of(recipe)
         return export_paper_bundle(trained.codec, shape, facts, views, folder, trained.joint, progress)
     held_out = use_views(pictures.held_out, DEAD_ZONE_PICTURES, recipe.data.side_px)
-    dead_zones = _fit_dead_zones(trained.codec, recipe, held_out, progress)
+    dead_zones = _fit_dead_zones(trained.codec, trained, held_out, progress)
     return export_bundle(trained.codec, facts, views, folder, progress, dead_zones)
 
 
 def _fit_dead_zones(
-    codec: NestedCodec, recipe: Recipe, views: NDArray[np.uint8], progress: Callable[[str], None]
+    codec: NestedCodec, trained: Trained, views: NDArray[np.uint8], progress: Callable[[str], None]
 ) -> list[float]:
     """A dead zone for each whole level, with what it brings."""
-    x = normalise(views[:, :, :, ::-1].copy(), torch.device("cpu"))
-    fits = try_dead_zones(codec, load_classifier(recipe.classifier), recipe.cut, x)
+    recipe = trained.recipe
+    x = normalise(views[:, :, :, ::-1].copy(), torch.device("cpu"), recipe.classifier)
+    fits = try_dead_zones(codec, load_classifier(recipe.classifier, trained.weights), recipe.cut, x)
     chosen = choose_dead_zones(fits)
     for fit in fits:
         if fit.dead_zone in (0.0, chosen[fit.level]):

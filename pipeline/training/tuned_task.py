@@ -16,11 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pipeline.codec.classifier import Classifier
+from pipeline.codec.lite0 import INPUT_MEAN, INPUT_SCALE
 from pipeline.training.datasets import Pictures
 from pipeline.training.recipes import Recipe
 from pipeline.training.schedule import learning_rate_share
 from pipeline.training.task import Parts, agreement_parts, divergence, held_out_views, set_peaks
-from pipeline.training.teacher import INPUT_MEAN, INPUT_SCALE, Classifier, Teacher, normalise
+from pipeline.training.teacher import Teacher, normalise
 
 VALIDATED_QUALITIES = (1, 30)
 

@@ -46,15 +46,28 @@ def with_network(bundle: Bundle, **sizes: int | float | str) -> Bundle:
 
 
 @pytest.mark.parametrize("depth", [0, 1])
+@pytest.mark.parametrize(
+    ("classifier", "mean", "std"),
+    [
+        ("efficientnet_lite0", (127.0, 127.0, 127.0), (128.0, 128.0, 128.0)),
+        ("resnet50", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
+    ],
+)
 @torch.no_grad()
 def test_edge_graph_is_normalisation_and_encoder_folded(
-    tiny_codec: NestedCodec, views: NDArray[np.uint8], depth: int
+    tiny_codec: NestedCodec,
+    views: NDArray[np.uint8],
+    depth: int,
+    classifier: str,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
 ) -> None:
-    """Camera bytes BGR go in as they are; the encoder was trained on RGB, (x - 127) / 128."""
+    """Camera bytes BGR go in as they are; the encoder was trained on normalised RGB."""
     rgb = torch.from_numpy(views[:4, :, :, ::-1].copy()).permute(0, 3, 1, 2).to(torch.float32)
-    latent = tiny_codec.encoder((rgb - 127.0) / 128.0, depth)
+    normalised = (rgb - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    latent = tiny_codec.encoder(normalised, depth)
     gain = tiny_codec.gain(torch.tensor([0.75]))[0]
-    scaled, symbols = EdgeGraph(tiny_codec, depth)(torch.from_numpy(views[:4]), gain)
+    scaled, symbols = EdgeGraph(tiny_codec, depth, classifier)(torch.from_numpy(views[:4]), gain)
     expected = latent * gain[:, None, None]
     assert expected.std() > 1
     assert (scaled - expected).abs().max() < 1e-4 * expected.abs().max()

@@ -14,21 +14,12 @@ from torch import Tensor, nn
 from pipeline.codec.counts import count, count_parameters
 from pipeline.codec.resnet import CUT_CHANNELS, ResNet50, ResNet50Head, ResNet50Tail, load_resnet50
 from pipeline.errors import ConfigError
+from tests.resnet import random_resnet50
 
 
 @pytest.fixture(scope="module")
 def classifier() -> ResNet50:
-    """With statistics and weights of a size that keeps differences visible to the end."""
-    torch.manual_seed(1512)
-    network = ResNet50()
-    for layer in network.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            assert layer.running_mean is not None and layer.running_var is not None
-            nn.init.uniform_(layer.running_mean, -0.2, 0.2)
-            nn.init.uniform_(layer.running_var, 0.5, 2.0)
-            nn.init.uniform_(layer.weight, 0.5, 1.0)
-            nn.init.uniform_(layer.bias, -0.2, 0.2)
-    return network.eval().requires_grad_(False)
+    return random_resnet50()
 
 
 def test_classifier_has_the_published_size(classifier: ResNet50) -> None:

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from numpy.typing import NDArray
 
 from nodes.cli import main
 from pipeline.bundle import load_bundle
+from pipeline.codec.classifier import classifier_sha256
 from pipeline.encoder import Encoder, OperatingPoint
 from pipeline.training import command
 from pipeline.training.checkpoint import load_checkpoint
 from pipeline.training.loop import CHECKPOINT_FILE, Training
+from pipeline.training.needs import STATUS, StepMemory, describe_needs
+from pipeline.training.ranks import Ranks
+from pipeline.training.recipes import CropRecipe, Recipe
+from tests.resnet import random_resnet50, write_weights
 
 PAPER_CROP = {"until": 1.0, "size_px": 64, "batch": 2}
 
@@ -158,15 +166,75 @@ def test_train_from_another_runs_weights(
 
 
 def test_a_shortened_run_says_what_the_whole_one_takes(
-    recipe_file: Path, recipe_fields: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    recipe_file: Path, recipe_fields: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe_file.write_text(yaml.safe_dump({**recipe_fields, "pictures": 25_000_000}), encoding="utf-8")
-    assert train(recipe_file, "--pictures", "8") == 0
-    err = capsys.readouterr().err
-    assert "8 pictures seen into" in err
-    assert "tiny in full: 25,000,000 pictures seen, about" in err
-    assert "hours at the" in err
+    crops = [{"until": 0.5, "size_px": 32, "batch": 100}, {"until": 1.0, "size_px": 64, "batch": 50}]
+    changed = {"pictures": 25_000_000, "crops": crops, "data": {**recipe_fields["data"], "folders": ["nowhere"]}}
+    recipe_file.write_text(yaml.safe_dump({**recipe_fields, **changed}), encoding="utf-8")
+    shorter = ["--pictures", "8", "--batch", "4", "--data", recipe_fields["data"]["folders"][0]]
+    assert train(recipe_file, *shorter) == 0
+    said, time, memory, disk = capsys.readouterr().err.splitlines()[-4:]
+    assert said == "tiny in full: 25,000,000 pictures seen, 1,250,000.0 epochs of the 20 here, 375,000 steps"
+    assert re.fullmatch(r"  time: about [\d,.]+ hours at the [\d.]+ pictures/s measured here \(cpu, threads: 1\)", time)
+    found = re.fullmatch(
+        r"  memory: about ([\d.]+) GB with batches of 100 x 32 px and 50 x 64 px, ([\d.]+) GB of .*", memory
+    )
+    assert found is not None
+    assert 0.1 < float(found[2]) <= float(found[1])
+    assert re.match(r"  disk: [\d.]+ GB beside the pictures", disk)
+    assert load_checkpoint(tmp_path / "runs" / "tiny" / CHECKPOINT_FILE)["step"] == 2
     assert train(recipe_file, "--pictures", "8", "--minutes", "1") == 2
+    with pytest.raises(SystemExit) as ended:
+        train(recipe_file, "--batch", "1")
+    assert ended.value.code == 2
+
+
+def test_needs_grow_with_the_batch(tmp_path: Path, recipe: Recipe) -> None:
+    """What a step takes beyond networks and pictures, at another size of the batch."""
+
+    class Memory(StepMemory):
+        def __init__(self) -> None:
+            self.before_bytes = 2 * 10**9
+
+        def peak_bytes(self) -> int:
+            return 3 * 10**9
+
+    (tmp_path / CHECKPOINT_FILE).write_bytes(bytes(5 * 10**6))
+    full = recipe.model_copy(update={"crops": (CropRecipe(until=1.0, size_px=128, batch=8),)})
+    run = recipe.model_copy(update={"crops": (CropRecipe(until=1.0, size_px=64, batch=4),)})
+    training = SimpleNamespace(
+        recipe=run,
+        seen=100,
+        elapsed_s=50.0,
+        ranks=Ranks(0, 4),
+        device=torch.device("cuda"),
+        pictures=SimpleNamespace(training=range(40)),
+    )
+    text = describe_needs(full.model_copy(update={"pictures": 14_400}), training, tmp_path, Memory())
+    assert text.splitlines() == [
+        "tiny in full: 14,400 pictures seen, 360.0 epochs of the 40 here, 450 steps",
+        "  time: about 2.0 hours at the 2 pictures/s measured here (4 x cuda)",
+        "  memory: about 10.0 GB with batches of 8 x 128 px, 2.0 GB of it whatever their size",
+        "  disk: 0.01 GB beside the pictures, for a checkpoint and the one before",
+    ]
+
+
+@pytest.mark.skipif(not STATUS.exists(), reason="looks at memory in /proc")
+def test_memory_of_steps_is_what_came_after() -> None:
+    ballast = np.ones(64 * 2**20, np.uint8)
+    del ballast
+    memory = StepMemory(torch.device("cpu"))
+    before = memory.peak_bytes()
+    grown = np.ones(128 * 2**20, np.uint8)
+    assert memory.peak_bytes() - before > 0.9 * grown.nbytes
+    assert memory.before_bytes <= before
+
+
+def test_classifier_weights_that_are_not_there_are_a_mistake_of_the_command(
+    recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(recipe_file, "--classifier-weights", "none.pth") == 2
+    assert "none.pth: no such file" in capsys.readouterr().err
 
 
 # rac export
@@ -248,15 +316,30 @@ def test_export_takes_nothing_away(checkpoint: Path, tmp_path: Path, capsys: pyt
     assert sorted(path.name for path in checkpoint.parent.iterdir()) == before
 
 
-def test_export_of_a_codec_for_resnet50_says_that_it_cannot(
-    tmp_path: Path, recipe_fields: dict[str, Any], capsys: pytest.CaptureFixture[str]
+@pytest.mark.slow
+def test_export_for_resnet50_takes_the_weights_that_it_was_trained_with(
+    recipe_file: Path,
+    recipe_fields: dict[str, Any],
+    tmp_path: Path,
+    stop_after: Callable[[int, signal.Signals], None],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    import torch
-
-    fields = {**recipe_fields, "family": "paper", "cut": "stride4", "classifier": "resnet50", "classifier_weights": "x"}
-    torch.save({"recipe": fields}, tmp_path / "paper.pt")
-    assert export(tmp_path / "paper.pt", tmp_path / "bundle") == 1
-    assert "codecs for resnet50 cannot be exported yet" in capsys.readouterr().err
+    """The nested family, cut at stride 4; the paper's goes the whole way in tests/e2e/test_resnet.py."""
+    weights = write_weights(random_resnet50(), tmp_path / "resnet50.pth")
+    fields = {**recipe_fields, "cut": "stride4", "classifier": "resnet50", "crops": [PAPER_CROP]}
+    recipe_file.write_text(yaml.safe_dump({**fields, "classifier_weights": str(weights)}), encoding="utf-8")
+    stop_after(2, signal.SIGTERM)
+    assert train(recipe_file, "--minutes", "5", "--out", str(tmp_path / "run")) == 0
+    assert export(tmp_path / "run" / CHECKPOINT_FILE, tmp_path / "bundle") == 0
+    manifest = load_bundle(str(tmp_path / "bundle")).manifest
+    assert (manifest.family, manifest.classifier, manifest.network["cut_channels"]) == ("nested", "resnet50", 256)
+    assert manifest.classifier_sha256 == classifier_sha256("resnet50", weights)
+    assert manifest.measured is not None
+    assert len(manifest.measured.points) == 4
+    weights.unlink()
+    capsys.readouterr()
+    assert export(tmp_path / "run" / CHECKPOINT_FILE, tmp_path / "again") == 1
+    assert "resnet50.pth" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("paper", [{"depth": 0}, {"network": "entropic_student", "classifier_training": "joint"}])
@@ -285,8 +368,6 @@ def test_export_of_the_papers_family_is_a_bundle_like_any_other(
 def test_export_of_something_else_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], state: dict[str, Any]
 ) -> None:
-    import torch
-
     torch.save(state, tmp_path / "other.pt")
     assert export(tmp_path / "other.pt", tmp_path / "bundle") == 1
     err = capsys.readouterr().err
