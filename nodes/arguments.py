@@ -17,6 +17,7 @@ from typing import Any, Final, NoReturn
 from nodes.lifecycle import EXIT_USAGE
 
 KEY_PREFIX: Final = "key:"
+MIN_SIDE_PX: Final = 113  # what is missing to 224 is mirrored, once
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -232,6 +233,26 @@ def _add_export(parser: OneLineParser) -> None:
     _add_weights(parser)
 
 
+def _add_invert(parser: OneLineParser) -> None:
+    parser.add_argument("--bundle", default="default", help="name, folder or zip of the bundle")
+    parser.add_argument(
+        "--data", required=True, action="append", metavar="FOLDER", help="pictures to learn from; may be repeated"
+    )
+    parser.add_argument("--minutes", type=_positive, default=20.0, help="of computing, all threads together (20)")
+    parser.add_argument("--pictures", type=_count, metavar="N", help="length in pictures seen, instead of minutes")
+    parser.add_argument("--levels", type=_level, nargs="+", default=[0, 2, 4], metavar="LEVEL", help="(0 2 4)")
+    parser.add_argument("--depth", type=_level, metavar="N", help="encoder depth (4, else the deepest)")
+    parser.add_argument(
+        "--side-px", type=_side, default=256, metavar="PX", help="short side at which training pictures are seen (256)"
+    )
+    parser.add_argument("--eval", metavar="FOLDER", help="pictures to measure on, beside the held-out tenth")
+    parser.add_argument("--limit", type=_count, metavar="N", help="only the first N pictures of --eval")
+    parser.add_argument("--show", metavar="FOLDER", help="pictures to draw; default: scikit-image's photographs")
+    parser.add_argument("--weights", metavar="FILE", help="measure this inverter.pt, train nothing")
+    parser.add_argument("--threads", type=_count, default=1, help="of training and drawing (1)")
+    parser.add_argument("--out", metavar="FOLDER", default="runs/inversion", help="results (runs/inversion)")
+
+
 def _add_bench(parser: OneLineParser) -> None:
     parser.add_argument("--bundle", default="default", help="name, folder or zip of the bundle")
     parser.add_argument("--engine", choices=("auto", "openvino", "onnxruntime"), default="auto", help="the cloud's")
@@ -294,6 +315,9 @@ SUBCOMMANDS: Final[Mapping[str, Subcommand]] = {
         "pipeline.training.sweep_command", "train all networks of a comparison under one budget", _add_sweep
     ),
     "export": Subcommand("pipeline.training.export_command", "make a bundle from a checkpoint", _add_export),
+    "invert": Subcommand(
+        "pipeline.training.invert_command", "draw pictures from coded features: what they give away", _add_invert
+    ),
     "bench": Subcommand("pipeline.bench.command", "what each stage costs on this machine", _add_bench),
     "bundle": Subcommand("nodes.bundle_command", "look into a bundle, verify it or sign it", _add_bundle),
     "keys": Subcommand("nodes.keys_command", "make the keys with which cloud and nodes trust one another", _add_keys),
@@ -313,6 +337,19 @@ def _batch(text: str) -> int:
     if number < 2:
         raise argparse.ArgumentTypeError("must be 2 at least")
     return number
+
+
+def _level(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0, not {text}")
+    return int(text)
+
+
+def _side(text: str) -> int:
+    side = _count(text)
+    if side < MIN_SIDE_PX:
+        raise argparse.ArgumentTypeError(f"must be at least {MIN_SIDE_PX}, not {text}")
+    return side
 
 
 def _count(text: str) -> int:

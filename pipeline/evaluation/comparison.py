@@ -25,6 +25,7 @@ from pipeline.decoding import BatchDecoder, CodedFrame
 from pipeline.encoder import Encoder, OperatingPoint
 from pipeline.errors import BitstreamError, BundleError, BundleFormatError
 from pipeline.evaluation.accuracy import BATCH, RatePoint, make_point, measure_bundle, whole_levels
+from pipeline.evaluation.as_shipped import shipped_encoder
 from pipeline.evaluation.baselines import MissingCodec, PictureCodec, find_codecs, measure_picture_codec
 from pipeline.evaluation.costs import Cost, count_bundle, count_picture_network
 from pipeline.evaluation.picture_networks import codec_of, not_installed, read_network
@@ -38,6 +39,7 @@ from pipeline.inference import (
     EngineName,
     OnnxRuntimeEngine,
     Precision,
+    Vectors,
     cache_root,
     file_sha256,
     open_engine,
@@ -49,6 +51,7 @@ Kind = Literal["local", "picture codec", "trained baseline", "ours", "paper"]
 LOCAL = "local_classifier"
 TIMED_PICTURES = 30
 ANOTHER_CLASSIFIER = "is for another classifier"
+AS_SHIPPED = ", as shipped"
 CODER_VERSION = "1"
 """Of how picture codecs are called here; to be raised when that changes."""
 
@@ -63,8 +66,8 @@ class System:
     Attributes:
         points: in the order in which they were measured; empty of a system that could not be.
         encode: what is timed, at the middle of the curve, on one thread.
-        batch: bitstreams of one batch, and what decodes and classifies them.
-        bundle: of learnt codecs.
+        decode: of one batch, with the rest of the classifier.
+        encode_as_shipped: the same as the authors of a system have it, where that is something else.
     """
 
     name: str
@@ -75,7 +78,9 @@ class System:
     cost: Cost | None = None
     encode: Encode | None = None
     decode: Callable[[], object] | None = None
+    encode_as_shipped: Encode | None = None
     encode_times: Times | None = None
+    shipped_times: Times | None = None
     decode_times: Times | None = None
     networks: list[Network] = field(default_factory=list)
 
@@ -178,9 +183,7 @@ def bundle_systems(bench: Bench, bundle: Bundle, name: str, depths: Sequence[int
         EvaluationError: a bitstream of its own does not decode.
     """
     kind: Kind = "paper" if bundle.manifest.family == "paper" else "ours"
-    graphs = prepare_graphs(bundle, cache_root(), bench.classifier_weights)
-    engine = open_engine(graphs, bench.engine_name, bench.threads, bench.precision)
-    decoder = BatchDecoder(bundle, engine, read_vectors(graphs))
+    decoder = BatchDecoder(bundle, *open_bundle(bench, bundle))
     encoder, timed = Encoder(bundle, bench.threads), Encoder(bundle, 1)
     systems = []
     for depth in bundle.manifest.depths if depths is None else depths:
@@ -195,8 +198,20 @@ def bundle_systems(bench: Bench, bundle: Bundle, name: str, depths: Sequence[int
         batch = [CodedFrame(encoder.encode(view, middle)) for view in bench.views[:BATCH]]
         system = System(curve, kind, points, depth=depth, cost=count_bundle(bundle, depth))
         system.encode, system.decode = _bundle_encode(timed, middle), _bundle_decode(decoder, batch)
+        if kind == "paper":
+            system.encode_as_shipped = shipped_encoder(bundle, bench.views[:TIMED_PICTURES])
         systems.append(system)
     return systems
+
+
+def open_bundle(bench: Bench, bundle: Bundle) -> tuple[Engine, Vectors]:
+    """What decodes and classifies a bundle's symbols.
+
+    Raises:
+        BundleError: it is for other weights of the classifier, or does not work.
+    """
+    graphs = prepare_graphs(bundle, cache_root(), bench.classifier_weights)
+    return open_engine(graphs, bench.engine_name, bench.threads, bench.precision), read_vectors(graphs)
 
 
 def _bundle_encode(encoder: Encoder, point: OperatingPoint) -> Encode:
@@ -210,6 +225,7 @@ def _bundle_decode(decoder: BatchDecoder, batch: list[CodedFrame]) -> Callable[[
 def network_systems(bench: Bench, networks: Sequence[Network]) -> tuple[list[System], list[Missing]]:
     """The networks of a sweep: those of one system and depth are one curve."""
     systems: dict[str, System] = {}
+    alike: dict[str, list[tuple[float, System]]] = {}
     missing = []
     for network in networks:
         row = network.system if network.lmbda is None else f"{network.system}, lambda {network.lmbda:g}"
@@ -223,11 +239,16 @@ def network_systems(bench: Bench, networks: Sequence[Network]) -> tuple[list[Sys
         for system in found:
             if network.lmbda is not None:
                 system.points = [replace(point, rate=network.lmbda) for point in system.points]
+            mean_bpp = sum(point.bpp for point in system.points) / len(system.points)
+            alike.setdefault(system.name, []).append((mean_bpp, system))
             curve = systems.setdefault(system.name, system)
             if curve is not system:
                 curve.points += system.points
             curve.note = network.note
             curve.networks.append(network)
+    for name, curve in systems.items():  # a curve of several networks is timed as the one in its middle
+        _, middle = sorted(alike[name], key=lambda each: each[0])[len(alike[name]) // 2]
+        curve.encode, curve.decode, curve.encode_as_shipped = middle.encode, middle.decode, middle.encode_as_shipped
     return list(systems.values()), missing
 
 
@@ -292,12 +313,16 @@ def time_systems(systems: Sequence[System], views: NDArray[np.uint8]) -> None:
     """Fill in the times, all systems interleaved, from 1280 x 720 arrays that show some of the views, on one thread."""
     pictures = np.stack([camera_picture(view) for view in views[:TIMED_PICTURES]])
     encoders = {system.name: system.encode for system in systems if system.encode is not None}
+    for system in systems:
+        if system.encode_as_shipped is not None:
+            encoders[system.name + AS_SHIPPED] = system.encode_as_shipped
     times = time_interleaved(encoders, pictures)
     decoders = {system.name: _ignoring_picture(system.decode) for system in systems if system.decode is not None}
     batch = min(BATCH, len(views))
     decoding = time_interleaved(decoders, pictures[: max(2, TIMED_PICTURES // 3)])
     for system in systems:
         system.encode_times = times.get(system.name)
+        system.shipped_times = times.get(system.name + AS_SHIPPED)
         whole = decoding.get(system.name)
         system.decode_times = None if whole is None else Times(whole.median_ms / batch, whole.p90_ms / batch)
 

@@ -27,6 +27,7 @@ from pipeline.evaluation.comparison_report import Facts, as_json, as_markdown
 from pipeline.evaluation.picture_networks import find_pretrained
 from pipeline.evaluation.pictures import load_labelled_views
 from pipeline.evaluation.point_store import PointStore, digest
+from pipeline.evaluation.rounding import measure_rounding
 from pipeline.evaluation.sweep_file import read_sweep
 from pipeline.inference import cache_root, choose_engine, open_engine
 
@@ -69,9 +70,11 @@ def run_all(args: argparse.Namespace) -> int:
     )
     pretrained = find_pretrained(lambda text: print(text, file=sys.stderr, flush=True))
     codecs, missing = codec_systems(bench, [*find_codecs(all_speeds=True), *pretrained])
+    name_of_own = f"bundle {bundle.manifest.name}"
     trained, untrained = network_systems(bench, sweep.networks if sweep is not None else ())
-    own = bundle_systems(bench, bundle, f"bundle {bundle.manifest.name}")
+    own = bundle_systems(bench, bundle, name_of_own)
     systems = [local_system(bench), *codecs, *own, *trained]
+    rounding = measure_rounding(bench, bundle)
     bench.say("times")
     time_systems(systems, pictures.views)
     facts = Facts(
@@ -83,7 +86,10 @@ def run_all(args: argparse.Namespace) -> int:
         precision=args.precision,
         threads=threads,
     )
-    content = as_json(systems, [*missing, *untrained], bench, facts, sweep)
+    bench.say("intervals")
+    content = as_json(
+        systems, [*missing, *untrained], bench, facts, sweep, {} if rounding is None else {name_of_own: rounding}
+    )
     page = as_markdown(content)
     print(json.dumps(content) if args.json else page, flush=True)
     try:

@@ -35,7 +35,7 @@ class DeltaAccuracy:
     high_bpp: float
 
 
-def delta_accuracy(curve: Curve, reference: Curve) -> DeltaAccuracy | None:
+def delta_accuracy(curve: Curve, reference: Curve, samples: int = SAMPLES) -> DeltaAccuracy | None:
     """How much more accurate a curve is than another at the same rate, on average; None where they share no rates.
 
     The mean is over bits per pixel, evenly, of PCHIP in ln(bpp).
@@ -43,9 +43,21 @@ def delta_accuracy(curve: Curve, reference: Curve) -> DeltaAccuracy | None:
     shared = shared_interval(curve, reference)
     if shared is None:
         return None
-    rates = np.linspace(*shared, SAMPLES)
+    rates = np.linspace(*shared, samples)
     difference = _interpolate_accuracy(curve)(rates) - _interpolate_accuracy(reference)(rates)
     return DeltaAccuracy(float(difference.mean()), *shared)
+
+
+def distance(points: Curve, curve: Curve) -> float | None:
+    """How much more accurate points are than a curve at their rates, on average; None where it has none of these."""
+    if len({bpp for bpp, _ in curve}) < 2:
+        return None
+    low, high = min(bpp for bpp, _ in curve), max(bpp for bpp, _ in curve)
+    within = [(bpp, accuracy) for bpp, accuracy in points if low <= bpp <= high]
+    if not within:
+        return None
+    bpp, accuracy = np.array(within, np.float64).T
+    return float((accuracy - _interpolate_accuracy(curve)(bpp)).mean())
 
 
 def paper_compat(curve: Curve, reference: Curve) -> DeltaAccuracy | None:

@@ -97,6 +97,22 @@ def load_pictures(folders: tuple[str, ...], labels_csv: str | None = None, *, in
     return Pictures(chosen, held_out, unreadable, of_training, of_held_out)
 
 
+def read_pictures(folder: str) -> list[NDArray[np.uint8]]:
+    """Every picture under a folder that can be decoded, in the order of the names; none is held out.
+
+    Raises:
+        TrainingError: there is no such folder, or nothing in it can be decoded.
+    """
+    if not Path(folder).is_dir():
+        raise TrainingError(f"{folder}: no such folder of pictures")
+    contents = (content for _, _, content in _read_files(Path(folder), in_memory=True))
+    found = [_decode_picture(content) for content in contents if isinstance(content, bytes)]
+    pictures = [picture for picture in found if picture is not None]
+    if not pictures:
+        raise TrainingError(f"{folder}: no picture there can be decoded")
+    return pictures
+
+
 def _class_of_folder(path: PurePosixPath) -> int | None:
     """Class that names a picture's own folder, by index or WordNet id."""
     try:

@@ -139,6 +139,10 @@ def test_all_rows_that_are_there_stand_in_one_table(
     assert systems["paper N=0, fixed"]["cost"]["encoder_macs"] == 25_690_112
     assert systems["paper N=0, fixed"]["delta_top1"] is None  # one rate is no curve, and the baseline is missing
     assert all(system["encode"]["median_ms"] > 0 for system in systems.values())
+    shipped = {name: system["encode_as_shipped"] for name, system in systems.items()}
+    assert shipped.pop("paper N=0, fixed")["median_ms"] > 0
+    assert set(shipped.values()) == {None}
+    assert all(row["missing"] for row in content["additions"])  # no dead zones, and no network of ours
     page = (out / "comparison.md").read_text(encoding="utf-8")
     assert "| avif | not installed" in page
     assert "+0.93" in page  # the paper's own, beside ours
@@ -148,7 +152,10 @@ def test_all_rows_that_are_there_stand_in_one_table(
     assert "measuring jpeg" in stderr
     assert main(arguments[:-1]) == 0
     stdout, stderr = capsys.readouterr()
-    assert [line for line in stderr.splitlines() if line.startswith("measuring")] == ["measuring times"]
+    assert [line for line in stderr.splitlines() if line.startswith("measuring")] == [
+        "measuring times",
+        "measuring intervals",
+    ]
     assert stdout.splitlines()[0] == page.splitlines()[0]
 
 
