@@ -19,7 +19,7 @@ MARKERS = {"picture codec": "x", "trained baseline": "^", "ours": "o", "paper": 
 MAX_BPP = 1.5
 OURS_COLOURS = ("#9ecae1", "#6baed6", "#4292c6", "#2171b5", "#08306b")
 """Of depths 0, 1, 2, 4 and 8."""
-FAMILY_MARKERS = "osD^vP*X<>"
+FAMILY_MARKERS = "osD^vP*X<"
 LEAST_POINTS = 3
 """Of a curve whose mean over rates says something."""
 LABEL_SIZE = 8
