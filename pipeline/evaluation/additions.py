@@ -76,8 +76,8 @@ def additions(
         _row(systems, truth, "gains", ONE_DEPTH, alone, [ONE_DEPTH, alone], _below, beside="all rates in one network"),
     ]
     for depth in DEPTHS:
-        names = [OURS.format(depth=depth), ALONE.format(depth=depth)]
-        rows.append(_row(systems, truth, "nesting and gains", *names, names, _below))
+        whole, single = OURS.format(depth=depth), ALONE.format(depth=depth)
+        rows.append(_row(systems, truth, "nesting and gains", whole, single, [whole, single], _below))
     rows.append(
         _row(systems, truth, "light decoder", alone, HEAVY, [alone, HEAVY, ours], _apart, _decoders(systems, alone))
     )

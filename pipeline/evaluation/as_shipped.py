@@ -10,7 +10,7 @@ coder's time depends, are the bundle's own of the same pictures.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.util import find_spec
 from itertools import cycle
 from typing import Any
@@ -34,12 +34,12 @@ Code = Callable[[Tensor], object]
 """From symbols int32 (C, H, W) to bytes."""
 
 
-def shipped_encoder(bundle: Bundle, views: Sequence[NDArray[np.uint8]]) -> Callable[[NDArray[np.uint8]], object]:
+def shipped_encoder(bundle: Bundle, views: NDArray[np.uint8]) -> Callable[[NDArray[np.uint8]], object]:
     """What encodes a camera's picture as the authors' program would, on one thread of torch.
 
     Args:
         bundle: of the paper's family.
-        views: of the pictures that it will be called with, again and again in this order.
+        views: uint8 (N, 224, 224, 3) BGR, of the pictures that it will be called with, in turn.
     """
     point = OperatingPoint(bundle.manifest.depths[0], LEVEL16)
     encoder = Encoder(bundle)
