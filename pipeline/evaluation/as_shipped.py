@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pipeline.bundle import Bundle
 from pipeline.codec.compressai_import import import_compressai
-from pipeline.codec.graphs import INPUT_MEAN, INPUT_SCALE
+from pipeline.codec.lite0 import INPUT_MEAN, INPUT_SCALE
 from pipeline.codec.paper import build_paper_codec
 from pipeline.codec.paper_bundle import LEVEL16, paper_shape
 from pipeline.encoder import Encoder, OperatingPoint

@@ -105,8 +105,7 @@ def read_pictures(folder: str) -> list[NDArray[np.uint8]]:
     """
     if not Path(folder).is_dir():
         raise TrainingError(f"{folder}: no such folder of pictures")
-    contents = (content for _, _, content in _read_files(Path(folder), in_memory=True))
-    found = [_decode_picture(content) for content in contents if isinstance(content, bytes)]
+    found = [_decode_picture(_read_stored(place)) for _, _, place in _find_pictures(Path(folder))]
     pictures = [picture for picture in found if picture is not None]
     if not pictures:
         raise TrainingError(f"{folder}: no picture there can be decoded")

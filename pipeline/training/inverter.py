@@ -25,12 +25,12 @@ from torch.nn import functional as F
 
 from pipeline.bundle import DECODER_FILE, Bundle
 from pipeline.codec.graphs import INVERSE_GAIN
+from pipeline.codec.lite0 import INPUT_MEAN, INPUT_SCALE
 from pipeline.codec.nested import LATENT_STRIDE
 from pipeline.encoder import Encoder, OperatingPoint
 from pipeline.errors import TrainingError
 from pipeline.frames import VIEW_SIDE_PX
 from pipeline.training.datasets import use_views
-from pipeline.training.teacher import INPUT_MEAN, INPUT_SCALE
 
 WIDTHS, NUM_BLOCKS = (96, 48), (3, 2)
 """Channels and blocks at strides 8 and 4. Plain convolutions: depthwise ones are cheaper on paper and three times as
