@@ -145,6 +145,7 @@ def test_scripts_exist() -> None:
 
 REQUIRED = {
     "eval": ["--data", "x"],
+    "invert": ["--data", "x"],
     "train": ["x"],
     "sweep": ["plan.yaml"],
     "export": ["x", "--out", "y"],
