@@ -83,7 +83,7 @@ def test_tables_are_fitted_to_the_symbols_of_use(tiny_bundle: Bundle, views: NDA
 def test_graph_that_differs_from_torch_is_refused(
     tiny_codec: NestedCodec, views: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "export_edge_graph", lambda codec, depth: export_edge_graph(codec, 1 - depth))
+    monkeypatch.setattr(export, "export_edge_graph", lambda codec, depth, name: export_edge_graph(codec, 1 - depth, name))
     with pytest.raises(BundleFormatError, match="depth 0"):
         export_bundle(tiny_codec, FACTS, views, tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
