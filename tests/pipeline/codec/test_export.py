@@ -83,7 +83,10 @@ def test_tables_are_fitted_to_the_symbols_of_use(tiny_bundle: Bundle, views: NDA
 def test_graph_that_differs_from_torch_is_refused(
     tiny_codec: NestedCodec, views: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "export_edge_graph", lambda codec, depth, name: export_edge_graph(codec, 1 - depth, name))
+    def of_other_depth(codec: NestedCodec, depth: int, classifier: str) -> bytes:
+        return export_edge_graph(codec, 1 - depth, classifier)
+
+    monkeypatch.setattr(export, "export_edge_graph", of_other_depth)
     with pytest.raises(BundleFormatError, match="depth 0"):
         export_bundle(tiny_codec, FACTS, views, tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
