@@ -10,6 +10,7 @@ interpolated geometrically (Cui et al., arXiv 2003.02012), the decoder's conditi
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,7 +22,6 @@ LATENT_STRIDE = 8
 """Pixels of the view a position of the latent, along either axis."""
 PAPER_UPSCALING = 2
 """Of the paper's decoder, by its first layer."""
-LIKELIHOOD_FLOOR = 1e-9
 MIN_LOG_SCALE = -4.0
 """A channel that narrow is always zero; narrower ones only make gradients of 1 / scale."""
 INITIAL_STANDARD_DEVIATION = 2.0
@@ -70,6 +70,19 @@ class Block(nn.Module):
         nn.init.zeros_(self.project.bias)  # type: ignore[arg-type]
         with torch.no_grad():
             self.project.weight.mul_(0.5)  # a deep stack starts close to the identity
+
+    @torch.no_grad()
+    def balance(self, x: Tensor) -> None:
+        """Give every hidden channel mean 0 and standard deviation 1 over the given input (B, C, H, W).
+
+        Without normalisation the loudest of the input's channels would decide alone which hidden ones fire, and one
+        that never fires never learns (training/LOG.md, 40).
+        """
+        hidden = self.expand(self.depthwise(x))
+        std, mean = torch.std_mean(hidden, dim=(0, 2, 3))
+        std = std.clamp_min(1e-6)
+        self.expand.weight.div_(std[:, None, None, None])
+        self.expand.bias.sub_(mean).div_(std)  # type: ignore[union-attr]
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.amp.is_autocast_available(x.device.type):
@@ -226,6 +239,20 @@ class NestedCodec(nn.Module):
             scaled = latent.float() * torch.exp(log_gain)[:, None, None]
             self.log_scale[index] += torch.log(scaled.std(dim=(0, 2, 3)).clamp_min(0.1) / 2**0.5)
 
+    @torch.no_grad()
+    def balance_blocks(self, x: Tensor) -> None:
+        """`Block.balance` for every block of encoder and decoder, on normalised pictures (B, 3, H, W)."""
+        y = self.encoder.patch(x)
+        for block in self.encoder.blocks:
+            assert isinstance(block, Block)
+            block.balance(y)
+            y = block(y)
+        y = self.decoder.enter(self.encoder(x, max(self.shape.depths)))
+        for block in self.decoder.blocks:
+            if isinstance(block, Block):
+                block.balance(y)
+                y = block(y)
+
     def gain(self, level: Tensor) -> Tensor:
         """Gain (B, C) of fractional levels (B,)."""
         return torch.exp(interpolate(self.log_gain, level))
@@ -241,18 +268,19 @@ class NestedCodec(nn.Module):
         log_scale = interpolate_rows(self.log_scale, exit_index, level).clamp_min(MIN_LOG_SCALE)
         scale = torch.exp(log_scale)[:, :, None, None]
         distance = (scaled.float() - mean).abs()
-        return -torch.log2(laplace_mass(distance, scale).clamp_min(LIKELIHOOD_FLOOR)).sum(dim=(1, 2, 3))
+        return -laplace_log_mass(distance, scale).sum(dim=(1, 2, 3)) / math.log(2)
 
 
-def laplace_mass(distance: Tensor, scale: Tensor) -> Tensor:
-    """Mass of a Laplace distribution on an interval of length 1 centred `distance` >= 0 from its mean.
+def laplace_log_mass(distance: Tensor, scale: Tensor) -> Tensor:
+    """Natural logarithm of a Laplace distribution's mass on an interval of length 1, `distance` >= 0 from its mean.
 
-    Written with exponentials of non-positive numbers only, so that it neither overflows nor cancels far out.
+    Exact however far out: a floor under the mass would leave the symbols that cost most without a gradient, and the
+    rate would run away. Written with exponentials of non-positive numbers only, so that none overflows or cancels.
     """
     near = distance.clamp_max(0.5)
     inside = -0.5 * (torch.expm1(-(0.5 - near) / scale) + torch.expm1(-(0.5 + near) / scale))
-    outside = torch.exp(-(distance - 0.5).clamp_min(0) / scale) * -0.5 * torch.expm1(-1 / scale)
-    return torch.where(distance < 0.5, inside, outside)
+    outside = -(distance - 0.5).clamp_min(0) / scale + torch.log(-0.5 * torch.expm1(-1 / scale))
+    return torch.where(distance < 0.5, torch.log(inside), outside)
 
 
 def interpolate(rows: Tensor, level: Tensor) -> Tensor:

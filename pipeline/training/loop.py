@@ -303,7 +303,8 @@ def run_training(
                 means.skip_time()
             if training.elapsed_s - validated_s > 60 * recipe.validate_minutes:
                 if ranks.is_first:
-                    log.line({"step": training.step, "validation": training.task.validate(training.pictures)})
+                    points = training.task.validate(training.pictures)
+                    log.line({"step": training.step, **training.task.facts(), "validation": points})
                 validated_s = training.elapsed_s
                 means.skip_time()
         ending: dict[str, Any] = {"stopped": True}
@@ -314,7 +315,7 @@ def run_training(
             save()
         if training.progress >= 1 and ranks.is_first:
             ending["validation"] = training.task.validate(training.pictures)
-            ending |= {"seen": training.seen, SHA256: file_sha256(folder / CHECKPOINT_FILE)}
+            ending |= training.task.facts() | {"seen": training.seen, SHA256: file_sha256(folder / CHECKPOINT_FILE)}
         log.line({"step": training.step, "elapsed_s": training.elapsed_s, **ending})
     finally:
         log.close()

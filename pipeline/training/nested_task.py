@@ -2,8 +2,9 @@
 
     loss = weights . (cut features, later features, KL of the classes) + lambda(level) * bpp
 
-Every frame of a batch draws its own depth and level; the deepest exit gets a fixed share (the sandwich rule). The rate
-is measured on the latent with additive noise, the decoder sees it rounded, with the gradient passed straight through.
+Every frame of a batch draws its own depth and level; the deepest exit gets a fixed share (the sandwich rule). The
+decoder sees the latent rounded, with the gradient passed straight through. The rate is that of the rounded latent too,
+or of the latent with additive noise (`rates.quantiser`), which at low rates counts half as many bits again.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pipeline.training.muon import Muon
 from pipeline.training.ranks import ALONE, Ranks
 from pipeline.training.recipes import Recipe
 from pipeline.training.schedule import learning_rate_share, rate_ramp
+from pipeline.training.silent_channels import HiddenPeaks
 from pipeline.training.task import Parts, divergence, set_peaks
 from pipeline.training.teacher import Teacher, normalise
 
@@ -58,7 +60,9 @@ class NestedTask:
         codec.decoder.feature_std.copy_(teacher.feature_std)
         if recipe.start == "principal":
             start_from_principal_components(codec, x.cpu(), recipe.rates.coarsest_step, recipe.rates.level_ratio)
+            codec.balance_blocks(x.cpu())
         else:
+            codec.balance_blocks(x.cpu())
             codec.fit_initial_gain(x.cpu())
         # Nothing of it is trained, and in bf16 throughout it takes two thirds of the time under autocast.
         self.task_network = deepcopy(classifier).to(torch.bfloat16).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -68,6 +72,7 @@ class NestedTask:
         self.average = nn.ModuleDict({"codec": self.averaged_codec})
         self.optimisers = _build_optimisers(self.codec, recipe)
         self.log_lmbda = torch.log(torch.tensor(recipe.rates.initial_lmbda))
+        self._silent: dict[str, str] = {}
 
     def advance(self, progress: float) -> bool:
         """One part from start to end."""
@@ -83,8 +88,9 @@ class NestedTask:
         return self.teacher.targets(x) if task_weight(progress, self.recipe.loss) > 0 else self.teacher.cut_targets(x)
 
     def facts(self) -> dict[str, Any]:
-        """The rate weight of each level."""
-        return {"lmbda": [round(value, 4) for value in self.log_lmbda.exp().tolist()]}
+        """Rate weight of each level; blocks with hidden channels that fired on no picture of the last validation."""
+        silent = {"silent_channels": self._silent} if self._silent else {}
+        return {"lmbda": [round(value, 4) for value in self.log_lmbda.exp().tolist()], **silent}
 
     def take_over(self) -> None:
         """Standardise features as the other run did: its decoder's numbers are in those units."""
@@ -128,9 +134,9 @@ class NestedTask:
         with autocast:
             latent = codec.encoder.mixed_latents(x, exit_index).float()
         scaled = latent * codec.gain(level)[:, :, None, None]
-        bits = codec.bits(scaled + torch.rand_like(scaled) - 0.5, exit_index, level)
-        bpp = bits / (x.shape[-2] * x.shape[-1])
         rounded = scaled + (scaled.round() - scaled).detach()
+        counted = rounded if recipe.rates.quantiser == "rounding" else scaled + torch.rand_like(scaled) - 0.5
+        bpp = codec.bits(counted, exit_index, level) / (x.shape[-2] * x.shape[-1])
         inverse_gain, condition = codec.decoder_inputs(exit_index, level)
         with autocast:
             features = codec.decoder.standardised(rounded * inverse_gain[:, :, None, None], condition).float()
@@ -167,15 +173,17 @@ class NestedTask:
         views = use_views(pictures.held_out, VALIDATION_PICTURES, self.recipe.data.side_px)
         codec = self.averaged_codec.eval()
         points: dict[tuple[int, float], list[Tensor]] = {}
-        for start in range(0, len(views), VALIDATION_BATCH):
-            batch = views[start : start + VALIDATION_BATCH, :, :, ::-1].copy()
-            x = normalise(batch, self.device, self.recipe.classifier)
-            reference = self.teacher.targets(x).logits
-            latents = codec.encoder.latents(x)
-            for exit_index, depth in enumerate(codec.shape.depths):
-                for level in levels or [float(index) for index in range(codec.shape.levels)]:
-                    rows = self._validate_point(latents[exit_index], exit_index, level, reference)
-                    points.setdefault((depth, level), []).append(rows)
+        with HiddenPeaks(codec) as peaks:
+            for start in range(0, len(views), VALIDATION_BATCH):
+                batch = views[start : start + VALIDATION_BATCH, :, :, ::-1].copy()
+                x = normalise(batch, self.device, self.recipe.classifier)
+                reference = self.teacher.targets(x).logits
+                latents = codec.encoder.latents(x)
+                for exit_index, depth in enumerate(codec.shape.depths):
+                    for level in levels or [float(index) for index in range(codec.shape.levels)]:
+                        rows = self._validate_point(latents[exit_index], exit_index, level, reference)
+                        points.setdefault((depth, level), []).append(rows)
+        self._silent = peaks.silent()
         return [
             dict(
                 zip(

@@ -65,6 +65,9 @@ class RateRecipe(RecipePart):
     initial_lmbda: tuple[Positive, ...] = (6.0, 3.0, 1.5, 0.75, 0.35)
     adaptation: float = Field(0.0, ge=0, description="change of ln(lambda) a step for a rate off by a factor e")
     start_share: float = Field(1.0, ge=0, description="share of lambda during the warm-up")
+    quantiser: Literal["noise", "rounding"] = Field(
+        "noise", description="of the latent whose rate is counted; rounding counts real symbols, its gradient passed on"
+    )
     ramp_share: float = Field(0.0, ge=0, le=1, description="of the run, in which every lambda rises from a hundredth")
     coarsest_step: Positive = Field(1.3, description="of level 0 at a start from principal components")
     level_ratio: float = Field(1.44, gt=1, description="by which each level's step is finer at that start")

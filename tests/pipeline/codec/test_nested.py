@@ -12,15 +12,17 @@ from pipeline.codec.counts import count
 from pipeline.codec.lite0 import Lite0
 from pipeline.codec.nested import (
     INITIAL_STANDARD_DEVIATION,
+    Block,
     NestedCodec,
     NestedDecoder,
     NestedEncoder,
     NestedShape,
-    laplace_mass,
+    laplace_log_mass,
 )
 from pipeline.codec.paper import PaperDecoder
 from pipeline.training.nested_task import build_codec
 from pipeline.training.recipes import load_recipe
+from pipeline.training.silent_channels import HiddenPeaks
 
 DEEP = NestedShape(
     cut_channels=40, cut_stride=8, depths=(0, 1, 2, 4), levels=3, channels=8, expansion=2, kernel=3, latent_channels=5
@@ -152,16 +154,16 @@ def test_initial_gain_lifts_the_latent_above_the_rounding_noise(encoder: NestedE
 @pytest.mark.parametrize("offset", [0.0, 0.3, 0.5, 1.49])
 def test_laplace_mass_of_all_symbols_is_one(scale: float, offset: float) -> None:
     symbols = torch.arange(-30_000, 30_001, dtype=torch.float32)
-    masses = laplace_mass((symbols - offset).abs(), torch.tensor(scale))
+    masses = laplace_log_mass((symbols - offset).abs(), torch.tensor(scale)).exp()
     assert masses.min() >= 0
     assert masses.double().sum().item() == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1e-2, 1.0, 1e3, 1e6])
 @pytest.mark.parametrize("distance", [0.0, 0.25, 0.5, 0.50001, 1.0, 50.0, 1e4])
-def test_laplace_mass_has_finite_gradients(scale: float, distance: float) -> None:
+def test_laplace_log_mass_has_finite_gradients(scale: float, distance: float) -> None:
     inputs = torch.tensor([distance], requires_grad=True), torch.tensor([scale], requires_grad=True)
-    mass = laplace_mass(*inputs)
+    mass = laplace_log_mass(*inputs)
     mass.sum().backward()  # type: ignore[no-untyped-call]
     assert torch.isfinite(mass).all()
     assert all(each.grad is not None and torch.isfinite(each.grad).all() for each in inputs)
@@ -171,7 +173,8 @@ def test_laplace_mass_is_that_of_the_distribution() -> None:
     laplace = torch.distributions.Laplace(torch.tensor(0.0, dtype=torch.float64), torch.tensor(1.7))
     distance = torch.linspace(0, 8, 200, dtype=torch.float64)
     expected = laplace.cdf(distance + 0.5) - laplace.cdf(distance - 0.5)  # type: ignore[no-untyped-call]
-    torch.testing.assert_close(laplace_mass(distance, torch.tensor(1.7, dtype=torch.float64)), expected)
+    log_mass = laplace_log_mass(distance, torch.tensor(1.7, dtype=torch.float64))
+    torch.testing.assert_close(log_mass, expected.log())
 
 
 def test_bits_stay_finite_however_narrow_the_prior_and_however_far_the_latent(codec: NestedCodec) -> None:
@@ -185,6 +188,52 @@ def test_bits_stay_finite_however_narrow_the_prior_and_however_far_the_latent(co
     assert torch.isfinite(bits).all()
     assert codec.log_scale.grad is not None
     assert torch.isfinite(codec.log_scale.grad).all()
+
+
+def test_a_symbol_far_out_still_pulls_its_scale_and_its_latent(codec: NestedCodec) -> None:
+    """Were it left without a gradient, as under a floor, nothing would hold the rate."""
+    codec.log_scale.fill_(-4.0)
+    codec.log_scale.requires_grad_(True)
+    scaled = torch.full((1, 5, 4, 4), 3.0, requires_grad=True)
+    codec.bits(scaled, torch.tensor([0]), torch.tensor([0.0])).sum().backward()  # type: ignore[no-untyped-call]
+    assert codec.log_scale.grad is not None
+    assert scaled.grad is not None
+    assert (codec.log_scale.grad[0, 0] < 0).all()
+    assert (scaled.grad > 0).all()
+
+
+# The start
+
+
+def test_balanced_block_has_no_hidden_channel_that_the_loudest_input_decides() -> None:
+    torch.manual_seed(6)
+    block = Block(8, 4, 3)
+    loudness = torch.tensor([300.0, *[1.0] * 7])[:, None, None]
+    x = (torch.randn(4, 8, 16, 16) + 5) * loudness
+    assert _share_firing(block, x).min() < 0.05
+    block.balance(x)
+    assert _share_firing(block, x).min() > 0.3
+
+
+def _share_firing(block: Block, x: Tensor) -> Tensor:
+    return (block.expand(block.depthwise(x)) > 0).float().mean(dim=(0, 2, 3))
+
+
+def test_balanced_codec_has_no_silent_channel(codec: NestedCodec) -> None:
+    codec.encoder.patch.bias.fill_(3.0)  # type: ignore[union-attr]
+    with HiddenPeaks(codec) as before:
+        _run(codec)
+    codec.balance_blocks(pictures(8))
+    with HiddenPeaks(codec) as after:
+        _run(codec)
+    assert any("encoder" in name for name in before.silent())
+    assert not after.silent()
+
+
+def _run(codec: NestedCodec) -> None:
+    x, deepest = pictures(8), len(DEEP.depths) - 1
+    exits = torch.full((8,), deepest)
+    codec.decoder(codec.encoder(x, DEEP.depths[deepest]), *codec.decoder_inputs(exits, torch.zeros(8)))
 
 
 # The budget

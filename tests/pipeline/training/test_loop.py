@@ -16,7 +16,7 @@ from pipeline.codec.lite0 import Lite0
 from pipeline.errors import TrainingError
 from pipeline.training import loop
 from pipeline.training.checkpoint import load_checkpoint
-from pipeline.training.datasets import Pictures
+from pipeline.training.datasets import CropSampler, Pictures
 from pipeline.training.families import start_training
 from pipeline.training.loop import (
     CHECKPOINT_FILE,
@@ -26,9 +26,10 @@ from pipeline.training.loop import (
     resume,
     run_training,
 )
+from pipeline.training.progress import format_line
 from pipeline.training.recipes import Recipe
 from pipeline.training.schedule import learning_rate_share
-from pipeline.training.teacher import Teacher, TorchEngine
+from pipeline.training.teacher import Teacher, TorchEngine, normalise
 
 MakeTraining = Callable[[], Training]
 STEPS = 12
@@ -292,6 +293,38 @@ def test_frames_draw_every_depth_and_level_and_the_deepest_most(make_training: M
     assert 0.5 < whole.float().mean() < 0.7
     assert levels.min() == 0
     assert levels.max() == 1
+
+
+@pytest.mark.parametrize("quantiser", ["noise", "rounding"])
+def test_rate_is_that_of_the_symbols_where_the_recipe_says_so(
+    recipe: Recipe, classifier: Lite0, teacher: Teacher, pictures: Pictures, quantiser: str
+) -> None:
+    rates = recipe.rates.model_copy(update={"quantiser": quantiser})
+    training = start_training(recipe.model_copy(update={"rates": rates}), classifier, teacher, pictures, "cpu")
+    task, codec = training.task, training.task.codec
+    x = normalise(CropSampler(pictures.training, recipe.data, 1).batch(64, 4), torch.device("cpu"))
+    exits, levels = torch.tensor([1, 1, 0, 0]), torch.tensor([0.0, 1.0, 0.0, 0.5])
+    parts = task._loss(x, task.targets(x, torch.zeros(4), 0.0), exits, levels, 0.0)[1]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        latent = codec.encoder.mixed_latents(x, exits).float()
+        symbols = torch.round(latent * codec.gain(levels)[:, :, None, None])
+        bpp = float(codec.bits(symbols, exits, levels).mean()) / 64**2
+    assert (parts["bpp"] == pytest.approx(bpp, rel=1e-6)) == (quantiser == "rounding")
+    codec.zero_grad()
+    task._loss(x, task.targets(x, torch.zeros(4), 0.0), exits, levels, 0.0)[0].backward()
+    assert codec.log_gain.grad is not None
+    assert (codec.log_gain.grad != 0).all()
+
+
+def test_validation_names_blocks_whose_hidden_channels_never_fire(make_training: MakeTraining, tmp_path: Path) -> None:
+    training = make_training()
+    for codec in (training.task.codec, training.task.averaged_codec):
+        codec.encoder.blocks[0].expand.bias.data[:3] = -1e6
+        codec.encoder.blocks[0].expand.bias.requires_grad_(False)
+    train(training, tmp_path)
+    line = read_log(tmp_path)[-1]
+    assert line["silent_channels"] == {"encoder.blocks.0": "3 of 8"}
+    assert "encoder.blocks.0: 3 of 8 hidden channels never fire" in format_line(line)
 
 
 def test_rate_weight_moves_towards_its_target(make_training: MakeTraining) -> None:
