@@ -21,6 +21,8 @@ from pipeline.codec.nested import LATENT_STRIDE, NestedCodec
 CANDIDATES = (0.0, 0.04, 0.08, 0.12, 0.16, 0.2, 0.24, 0.28)
 SMALLEST_FALL = 1e-3
 """Where two levels are as good as each other, by chance or because training was short."""
+SMALLEST_STEP = 1.05
+"""Between the rates of two levels that a slope can be told from; those of a network for one rate are one level twice."""
 BATCH = 32
 
 
@@ -87,14 +89,17 @@ def level_slopes(plain: Sequence[DeadZoneFit]) -> list[float]:
 
     The geometric mean of the falls to both neighbours; at either end the last fall, extrapolated half a level.
     """
-    falls = [
-        max(SMALLEST_FALL, (low.divergence - high.divergence) / max(SMALLEST_FALL, high.bpp - low.bpp))
-        for low, high in pairwise(plain)
-    ]
+    falls = [_fall(low, high) for low, high in pairwise(plain)]
     if len(falls) < 2:
         return [falls[0]] * len(plain)
     inner = [math.sqrt(before * after) for before, after in pairwise(falls)]
     return [falls[0] * math.sqrt(falls[0] / falls[1]), *inner, falls[-1] * math.sqrt(falls[-1] / falls[-2])]
+
+
+def _fall(low: DeadZoneFit, high: DeadZoneFit) -> float:
+    if high.bpp <= SMALLEST_STEP * low.bpp:
+        return SMALLEST_FALL
+    return max(SMALLEST_FALL, (low.divergence - high.divergence) / (high.bpp - low.bpp))
 
 
 def _empirical_bits(symbols: Tensor) -> float:

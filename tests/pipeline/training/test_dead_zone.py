@@ -48,6 +48,8 @@ def test_slopes_are_those_of_the_curve() -> None:
     assert level_slopes(plain) == pytest.approx([1 / fit.bpp**2 for fit in plain])
     # One that two levels do not show is hardly any.
     assert level_slopes([DeadZoneFit(0, 0.0, 0.5, 0.1), DeadZoneFit(1, 0.0, 0.6, 0.2)]) == [1e-3, 1e-3]
+    # A network for one rate has one level twice: what lies between its two is chance, however steep.
+    assert level_slopes([DeadZoneFit(0, 0.0, 0.50, 0.300), DeadZoneFit(1, 0.0, 0.48, 0.301)]) == [1e-3, 1e-3]
 
 
 def test_wider_dead_zone_takes_fewer_bits(recipe: Recipe, classifier: Lite0, pictures: Pictures) -> None:
