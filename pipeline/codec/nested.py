@@ -71,19 +71,6 @@ class Block(nn.Module):
         with torch.no_grad():
             self.project.weight.mul_(0.5)  # a deep stack starts close to the identity
 
-    @torch.no_grad()
-    def balance(self, x: Tensor) -> None:
-        """Give every hidden channel mean 0 and standard deviation 1 over the given input (B, C, H, W).
-
-        Without normalisation the loudest of the input's channels would decide alone which hidden ones fire, and one
-        that never fires never learns (training/LOG.md, 40).
-        """
-        hidden = self.expand(self.depthwise(x))
-        std, mean = torch.std_mean(hidden, dim=(0, 2, 3))
-        std = std.clamp_min(1e-6)
-        self.expand.weight.div_(std[:, None, None, None])
-        self.expand.bias.sub_(mean).div_(std)  # type: ignore[union-attr]
-
     def forward(self, x: Tensor) -> Tensor:
         if torch.amp.is_autocast_available(x.device.type):
             with torch.autocast(x.device.type, enabled=False):
@@ -238,20 +225,6 @@ class NestedCodec(nn.Module):
         for index, latent in enumerate(latents):
             scaled = latent.float() * torch.exp(log_gain)[:, None, None]
             self.log_scale[index] += torch.log(scaled.std(dim=(0, 2, 3)).clamp_min(0.1) / 2**0.5)
-
-    @torch.no_grad()
-    def balance_blocks(self, x: Tensor) -> None:
-        """`Block.balance` for every block of encoder and decoder, on normalised pictures (B, 3, H, W)."""
-        y = self.encoder.patch(x)
-        for block in self.encoder.blocks:
-            assert isinstance(block, Block)
-            block.balance(y)
-            y = block(y)
-        y = self.decoder.enter(self.encoder(x, max(self.shape.depths)))
-        for block in self.decoder.blocks:
-            if isinstance(block, Block):
-                block.balance(y)
-                y = block(y)
 
     def gain(self, level: Tensor) -> Tensor:
         """Gain (B, C) of fractional levels (B,)."""

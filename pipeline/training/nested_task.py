@@ -60,9 +60,7 @@ class NestedTask:
         codec.decoder.feature_std.copy_(teacher.feature_std)
         if recipe.start == "principal":
             start_from_principal_components(codec, x.cpu(), recipe.rates.coarsest_step, recipe.rates.level_ratio)
-            codec.balance_blocks(x.cpu())
         else:
-            codec.balance_blocks(x.cpu())
             codec.fit_initial_gain(x.cpu())
         # Nothing of it is trained, and in bf16 throughout it takes two thirds of the time under autocast.
         self.task_network = deepcopy(classifier).to(torch.bfloat16).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

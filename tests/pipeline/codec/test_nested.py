@@ -12,7 +12,6 @@ from pipeline.codec.counts import count
 from pipeline.codec.lite0 import Lite0
 from pipeline.codec.nested import (
     INITIAL_STANDARD_DEVIATION,
-    Block,
     NestedCodec,
     NestedDecoder,
     NestedEncoder,
@@ -22,7 +21,6 @@ from pipeline.codec.nested import (
 from pipeline.codec.paper import PaperDecoder
 from pipeline.training.nested_task import build_codec
 from pipeline.training.recipes import load_recipe
-from pipeline.training.silent_channels import HiddenPeaks
 
 DEEP = NestedShape(
     cut_channels=40, cut_stride=8, depths=(0, 1, 2, 4), levels=3, channels=8, expansion=2, kernel=3, latent_channels=5
@@ -200,40 +198,6 @@ def test_a_symbol_far_out_still_pulls_its_scale_and_its_latent(codec: NestedCode
     assert scaled.grad is not None
     assert (codec.log_scale.grad[0, 0] < 0).all()
     assert (scaled.grad > 0).all()
-
-
-# The start
-
-
-def test_balanced_block_has_no_hidden_channel_that_the_loudest_input_decides() -> None:
-    torch.manual_seed(6)
-    block = Block(8, 4, 3)
-    loudness = torch.tensor([300.0, *[1.0] * 7])[:, None, None]
-    x = (torch.randn(4, 8, 16, 16) + 5) * loudness
-    assert _share_firing(block, x).min() < 0.05
-    block.balance(x)
-    assert _share_firing(block, x).min() > 0.3
-
-
-def _share_firing(block: Block, x: Tensor) -> Tensor:
-    return (block.expand(block.depthwise(x)) > 0).float().mean(dim=(0, 2, 3))
-
-
-def test_balanced_codec_has_no_silent_channel(codec: NestedCodec) -> None:
-    codec.encoder.patch.bias.fill_(3.0)  # type: ignore[union-attr]
-    with HiddenPeaks(codec) as before:
-        _run(codec)
-    codec.balance_blocks(pictures(8))
-    with HiddenPeaks(codec) as after:
-        _run(codec)
-    assert any("encoder" in name for name in before.silent())
-    assert not after.silent()
-
-
-def _run(codec: NestedCodec) -> None:
-    x, deepest = pictures(8), len(DEEP.depths) - 1
-    exits = torch.full((8,), deepest)
-    codec.decoder(codec.encoder(x, DEEP.depths[deepest]), *codec.decoder_inputs(exits, torch.zeros(8)))
 
 
 # The budget
