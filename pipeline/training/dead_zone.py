@@ -22,7 +22,7 @@ CANDIDATES = (0.0, 0.04, 0.08, 0.12, 0.16, 0.2, 0.24, 0.28)
 SMALLEST_FALL = 1e-3
 """Where two levels are as good as each other, by chance or because training was short."""
 SMALLEST_STEP = 1.05
-"""Between the rates of two levels that a slope can be told from; those of a network for one rate are one level twice."""
+"""Between the rates of two levels that a slope is taken of: a network for one rate has one level twice."""
 BATCH = 32
 
 
