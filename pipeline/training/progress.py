@@ -160,8 +160,8 @@ def format_line(line: dict[str, Any]) -> str:
     numbers = {name: value for name, value in line.items() if isinstance(value, float)}
     text = f"step {line['step']}  " + _format_numbers(numbers)
     points = [_format_numbers(point) for point in line.get("validation", ())]
-    silent = [f"{name}: {count} hidden channels never fire" for name, count in line.get("silent_channels", {}).items()]
-    silent = silent if points else []
+    found = line.get("silent_channels", {}) if points else {}  # the lines between two validations only repeat it
+    silent = [f"{name}: {count} hidden channels never fire" for name, count in found.items()]
     return "\n".join([text.rstrip() + ("  stopped" if line.get("stopped") else ""), *points, *silent])
 
 
