@@ -150,6 +150,8 @@ def _family(name: str) -> tuple[str, str]:
 
 def _draw_families(axes: Axes, rows: Sequence[tuple[str, str, float, float]]) -> None:
     """A line for each family (name, setting, ms, points) in the order of its times, its settings as labels."""
+    from matplotlib.ticker import LogFormatter, LogLocator, NullFormatter
+
     families: dict[str, list[tuple[float, float, str]]] = {}
     for family, label, time_ms, delta in rows:
         families.setdefault(family, []).append((time_ms, delta, label))
@@ -158,6 +160,9 @@ def _draw_families(axes: Axes, rows: Sequence[tuple[str, str, float, float]]) ->
         colour, marker = f"C{number % 10}", FAMILY_MARKERS[number % len(FAMILY_MARKERS)]
         axes.plot(times, deltas, "-", marker=marker, markersize=5, linewidth=1, color=colour, label=family)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # powers of ten with their minor labels overlap
+    axes.xaxis.set_major_formatter(LogFormatter(labelOnlyBase=False))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(x=0.12, y=0.12)
 
 
