@@ -393,7 +393,7 @@ def _read_operating_points(
     dead_zones = _read_dead_zones(path, arrays.pop("dead_zones", np.zeros(levels.size, np.float32)), levels.size)
     tables = dict(unpack_tables(arrays))
     points = {(depth, level16) for depth in manifest.depths for level16 in manifest.levels16}
-    if set(tables) != points or any(len(table.sizes) != channels for table in tables.values()):
+    if set(tables) != points or any(table.num_channels != channels for table in tables.values()):
         raise BundleFormatError(f"{path}: tables do not cover the manifest's depths and levels")
     per_level = zip(manifest.levels16, gains, strict=True)
     return tables, dict(per_level), dict(zip(manifest.levels16, dead_zones, strict=True))

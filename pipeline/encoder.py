@@ -47,7 +47,7 @@ class Encoder:
         """
         self.bundle = bundle
         self._sessions = {depth: _open_session(bundle, depth, threads) for depth in bundle.manifest.depths}
-        self._left_out = {point: table.sizes == 0 for point, table in bundle.tables.items()}
+        self._left_out = {point: table.left_out for point, table in bundle.tables.items()}
 
     def symbols(self, view: NDArray[np.uint8], point: OperatingPoint) -> NDArray[np.int32]:
         """Rounded latent int32 (C, 28, 28) of a view uint8 (224, 224, 3) BGR; channels left out are zero."""
@@ -55,7 +55,7 @@ class Encoder:
         scaled = self._sessions[point.depth].run(["scaled"], inputs)[0][0]
         symbols = round_with_dead_zone(scaled, self.bundle.dead_zones[point.level16])
         left_out = self._left_out[point.depth, point.level16]
-        if left_out.any():
+        if len(left_out):
             symbols[left_out] = 0
         return symbols
 

@@ -17,6 +17,7 @@ from pipeline.codec.classifier import CLASSIFIERS, LITE0, Classifier, build_tail
 from pipeline.codec.nested import NestedCodec, NestedDecoder, NestedShape
 from pipeline.codec.paper import fold_normalisation
 from pipeline.errors import BundleFormatError
+from pipeline.frames import VIEW_SIDE_PX
 
 OPSET = 17
 INVERSE_GAIN, CONDITION = "inverse_gain", "condition"
@@ -54,10 +55,11 @@ class EdgeGraph(nn.Module):
         self.patch = fold_normalisation(encoder.patch, facts.mean_rgb, facts.std_rgb, reverse_channels=True)
         self.blocks = nn.Sequential(*encoder.blocks[:depth])
         self.exit = encoder.exits[str(depth)]
+        self.transform = encoder.transform
 
     def forward(self, view: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
         x = view.permute(0, 3, 1, 2).to(torch.float32)
-        scaled = self.exit(self.blocks(self.patch(x))) * gain[:, None, None]
+        scaled = self.transform(self.exit(self.blocks(self.patch(x)))) * gain[:, None, None]
         return scaled, torch.round(scaled).to(torch.int32)
 
 
@@ -113,7 +115,7 @@ def export_onnx(
 def export_edge_graph(codec: NestedCodec, depth: int, classifier: str = LITE0) -> bytes:
     """The node's graph of one exit."""
     view = torch.zeros(1, 224, 224, 3, dtype=torch.uint8)
-    gain = torch.ones(codec.shape.latent_channels)
+    gain = torch.ones(codec.shape.symbol_channels)
     graph = EdgeGraph(codec, depth, classifier)
     return export_onnx(graph, (view, gain), ["view", "gain"], ["scaled", "symbols"], batch=False)
 
@@ -156,7 +158,12 @@ def decoder_shape(bundle: Bundle) -> NestedShape:
         raise BundleFormatError(f"manifest: unknown decoder {decoder}; known: light, paper")
     if not all(isinstance(size, int) and 0 <= size <= MAX_NETWORK_SIZE for size in sizes.values()):
         raise BundleFormatError(f"manifest: network sizes must be whole numbers up to {MAX_NETWORK_SIZE}")
-    if shape.decoder_blocks > MAX_DECODER_BLOCKS or shape.latent_channels != bundle.manifest.latent_shape[0]:
+    channels, height, width = bundle.manifest.latent_shape
+    is_fitting = (
+        shape.symbol_channels == channels
+        and height * shape.symbol_stride == width * shape.symbol_stride == VIEW_SIDE_PX
+    )
+    if shape.decoder_blocks > MAX_DECODER_BLOCKS or not is_fitting:
         raise BundleFormatError("manifest: network sizes are too large or do not fit the latent's shape")
     return shape
 
@@ -180,7 +187,7 @@ def read_decoder(bundle: Bundle) -> tuple[NestedDecoder, Tensor, Tensor]:
         text = " ".join(str(error).split())[:200]
         raise BundleFormatError(f"{DECODER_FILE} does not fit the manifest: {text}") from error
     points = (len(bundle.manifest.depths), len(bundle.manifest.levels16))
-    vectors = ((*points, shape.latent_channels), (*points, shape.decoder_channels))
+    vectors = ((*points, shape.symbol_channels), (*points, shape.decoder_channels))
     if (tuple(inverse_gain.shape), tuple(condition.shape)) != vectors:
         raise BundleFormatError(f"{DECODER_FILE} does not cover the manifest's depths and levels")
     return decoder.eval().requires_grad_(False), inverse_gain, condition

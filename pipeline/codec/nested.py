@@ -1,16 +1,17 @@
 """Our codec: one set of weights for every encoder depth and every rate.
 
-    x -> patch embedding -> block 1 .. block d -> exit d -> y -> * gain(level) -> round -> symbols
-    symbols -> * inverse gain(depth, level) -> decoder (+ condition(depth, level)) -> features at the cut
+    x -> patch embedding -> block 1 .. block d -> exit d -> DCT of blocks -> y -> * gain(level) -> round -> symbols
+    symbols -> * inverse gain(depth, level) -> inverse DCT -> decoder (+ condition(depth, level)) -> features at the cut
 
-Letters: B batch, C latent channels, E exits, L whole rate levels. Depth d runs the first d blocks of the same weights.
-A level is a number in [0, L - 1]; between two whole levels gains, inverse gains and scales of the prior are
-interpolated geometrically (Cui et al., arXiv 2003.02012), the decoder's condition linearly.
+Letters: B batch, C channels of the latent y, h and w its sides, E exits, L whole rate levels. Depth d runs the first d
+blocks of the same weights. A level is a number in [0, L - 1]; between two whole levels gains, inverse gains and scales
+of the prior are interpolated geometrically (Cui et al., arXiv 2003.02012), the decoder's condition linearly.
 """
 
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,7 +40,9 @@ class NestedShape:
         depths: exits, rising, the first one 0.
         levels: number of whole rate levels, at least 2.
         channels / expansion / kernel: width, inner widening and depthwise kernel of the encoder's blocks.
-        latent_channels: channels of the latent.
+        latent_channels: channels of the exits, at stride 8.
+        block_side: side of the blocks of positions that the DCT turns into as many channels again, 1: none. Neighbours
+            are alike, and a step that most values round to zero loses what they have in common; a coefficient keeps it.
         decoder_channels / decoder_blocks / decoder_expansion / decoder_kernel: the same for the decoder.
         decoder: `light`, or the layers of the `paper`'s, with decoder_channels and twice as many between them.
     """
@@ -52,11 +55,22 @@ class NestedShape:
     expansion: int = 3
     kernel: int = 5
     latent_channels: int = 48
+    block_side: int = 1
     decoder_channels: int = 96
     decoder_blocks: int = 3
     decoder_expansion: int = 2
     decoder_kernel: int = 5
     decoder: Literal["light", "paper"] = "light"
+
+    @property
+    def symbol_channels(self) -> int:
+        """C."""
+        return self.latent_channels * self.block_side**2
+
+    @property
+    def symbol_stride(self) -> int:
+        """Pixels of the view a position of the symbols, along either axis."""
+        return LATENT_STRIDE * self.block_side
 
 
 class Block(nn.Module):
@@ -72,18 +86,50 @@ class Block(nn.Module):
             self.project.weight.mul_(0.5)  # a deep stack starts close to the identity
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.amp.is_autocast_available(x.device.type):
-            with torch.autocast(x.device.type, enabled=False):
-                # On CPUs the gradient of depthwise weights is five times slower in bf16 than in fp32 (torch 2.13).
-                y = self.depthwise(x.float())
-        else:  # the meta device, on which layers are counted
-            y = self.depthwise(x)
+        with _full_precision(x):  # on CPUs the gradient of depthwise weights is five times slower in bf16 (torch 2.13)
+            y = self.depthwise(x.float())
         residual: Tensor = self.project(F.relu(self.expand(y)))
         return x + residual
 
 
+class BlockTransform(nn.Module):
+    """Orthonormal DCT-II of blocks of side x side positions, each channel on its own; nothing in it is learned.
+
+    Channel c of the input becomes channels c * side^2 to c * side^2 + side^2 - 1, vertical frequencies first.
+    """
+
+    basis: Tensor
+
+    def __init__(self, side: int, channels: int) -> None:
+        super().__init__()
+        self.side, self.channels = side, channels
+        # On the CPU also where weights are to be laid in afterwards and the rest is built without memory.
+        position = torch.arange(side, dtype=torch.float64, device="cpu")
+        rows = torch.cos(math.pi / side * (position + 0.5) * position[:, None]) * math.sqrt(2 / side)
+        rows[0] /= math.sqrt(2)
+        basis = torch.einsum("ui,vj->uvij", rows, rows).reshape(side**2, 1, side, side)
+        self.register_buffer("basis", basis.float().repeat(channels, 1, 1, 1), persistent=False)
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Coefficients (B, channels * side^2, H / side, W / side) of float (B, channels, H, W)."""
+        if self.side == 1:
+            return y
+        with _full_precision(y):
+            return F.conv2d(y.float(), self.basis, stride=self.side, groups=self.channels)
+
+    def inverse(self, y: Tensor) -> Tensor:
+        """The positions of coefficients; `forward` turned round."""
+        if self.side == 1:
+            return y
+        with _full_precision(y):
+            return F.conv_transpose2d(y.float(), self.basis, stride=self.side, groups=self.channels)
+
+
 class NestedEncoder(nn.Module):
-    """Patch embedding, blocks and one exit a depth. Input: normalised RGB (B, 3, H, W), H and W multiples of 8."""
+    """Patch embedding, blocks and one exit a depth.
+
+    Input: normalised RGB (B, 3, H, W), H and W multiples of `NestedShape.symbol_stride`.
+    """
 
     def __init__(self, shape: NestedShape) -> None:
         super().__init__()
@@ -93,6 +139,7 @@ class NestedEncoder(nn.Module):
             Block(shape.channels, shape.expansion, shape.kernel) for _ in range(max(shape.depths))
         )
         self.exits = nn.ModuleDict({str(depth): self._build_exit(shape, depth) for depth in shape.depths})
+        self.transform = BlockTransform(shape.block_side, shape.latent_channels)
 
     @staticmethod
     def _build_exit(shape: NestedShape, depth: int) -> nn.Module:
@@ -105,11 +152,11 @@ class NestedEncoder(nn.Module):
         return nn.Conv2d(shape.channels, shape.latent_channels, 1)
 
     def forward(self, x: Tensor, depth: int) -> Tensor:
-        """Latent (B, C, H/8, W/8) of one depth, before the gain."""
+        """Latent (B, C, h, w) of one depth, before the gain."""
         y = self.patch(x)
         for block in self.blocks[:depth]:
             y = block(y)
-        latent: Tensor = self.exits[str(depth)](y)
+        latent: Tensor = self.transform(self.exits[str(depth)](y))
         return latent
 
     def latents(self, x: Tensor) -> list[Tensor]:
@@ -120,7 +167,7 @@ class NestedEncoder(nn.Module):
             if depth > 0:
                 y = self.blocks[depth - 1](y)
             if depth in self.depths:
-                latents.append(self.exits[str(depth)](y))
+                latents.append(self.transform(self.exits[str(depth)](y)))
         return latents
 
     def mixed_latents(self, x: Tensor, exit_index: Tensor) -> Tensor:
@@ -140,7 +187,8 @@ class NestedEncoder(nn.Module):
                 # An exit that nobody takes is run on nothing: its gradient is zero and not absent.
                 latents.append(self.exits[str(depth)](y[left:]))
                 y = y[:left]
-        return torch.cat(latents[::-1])
+        latent: Tensor = self.transform(torch.cat(latents[::-1]))
+        return latent
 
 
 class NestedDecoder(nn.Module):
@@ -148,6 +196,8 @@ class NestedDecoder(nn.Module):
 
         light:  1 x 1 -> + condition -> blocks -> 1 x 1 -> pixel shuffle to the cut's stride
         paper:  transposed 5 x 5 to stride 4 -> + condition -> 3 x 3 -> 3 x 3 -> 1 x 1, GELU between (`codec.paper`)
+
+    Either begins with the inverse DCT.
 
     The last step turns standardised features into the classifier's own by a fixed mean and standard deviation for each
     channel, so that the network learns numbers of size one.
@@ -173,13 +223,14 @@ class NestedDecoder(nn.Module):
             self.blocks = nn.Sequential(
                 *(Block(width, shape.decoder_expansion, shape.decoder_kernel) for _ in range(shape.decoder_blocks))
             )
+        self.transform = BlockTransform(shape.block_side, shape.latent_channels)
         self.leave = nn.Conv2d(width, shape.cut_channels * self.upscaling**2, 1)
         self.register_buffer("feature_mean", torch.zeros(shape.cut_channels))
         self.register_buffer("feature_std", torch.ones(shape.cut_channels))
 
     def standardised(self, latent: Tensor, condition: Tensor) -> Tensor:
         """Features with mean 0 and standard deviation 1 a channel; what the training loss compares."""
-        y = self.enter(latent) + condition[:, :, None, None]
+        y = self.enter(self.transform.inverse(latent)) + condition[:, :, None, None]
         return F.pixel_shuffle(self.leave(self.blocks(y)), self.upscaling)
 
     def forward(self, symbols: Tensor, inverse_gain: Tensor, condition: Tensor) -> Tensor:
@@ -206,7 +257,7 @@ class NestedCodec(nn.Module):
         self.shape = shape
         self.encoder = NestedEncoder(shape)
         self.decoder = NestedDecoder(shape)
-        num_exits, levels, channels = len(shape.depths), shape.levels, shape.latent_channels
+        num_exits, levels, channels = len(shape.depths), shape.levels, shape.symbol_channels
         ratio = torch.log(torch.tensor(INITIAL_LEVEL_RATIO)) * torch.arange(levels, dtype=torch.float32)
         self.log_gain = nn.Parameter(ratio[:, None].repeat(1, channels))
         self.log_inverse_gain = nn.Parameter(-ratio[None, :, None].repeat(num_exits, 1, channels))
@@ -242,6 +293,12 @@ class NestedCodec(nn.Module):
         scale = torch.exp(log_scale)[:, :, None, None]
         distance = (scaled.float() - mean).abs()
         return -laplace_log_mass(distance, scale).sum(dim=(1, 2, 3)) / math.log(2)
+
+
+def _full_precision(x: Tensor) -> AbstractContextManager[object]:
+    """Without autocast, where there is one; the meta device, on which layers are counted, has none."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def laplace_log_mass(distance: Tensor, scale: Tensor) -> Tensor:

@@ -82,6 +82,8 @@ def start_from_principal_components(codec: NestedCodec, x: Tensor, coarsest_step
     # Of a Laplace distribution the scale is the standard deviation over the square root of two.
     log_std = torch.zeros(shape.latent_channels)
     log_std[:kept] = torch.log(std[:kept].clamp_min(SMALLEST_STD) / 2**0.5)
+    # The coefficients of a block are not as wide as each other, but which are, training finds out.
+    log_std = log_std.repeat_interleave(shape.block_side**2)
     codec.log_scale.copy_((steps[:, None] + log_std)[None].expand_as(codec.log_scale))
 
 

@@ -5,9 +5,10 @@ numba. Hence the style: no objects, and every number that meets the 64-bit state
 because numba and numpy alike make a float of uint64 with int64. Limits of the format come as arguments:
 numba's cache notices changes of this file only, not of constants imported into it.
 
-The decoder's table rows stand one behind the other, those of many table sets together; channel c of a frame
-uses row `first_rows[frame] + c`, which begins at `row_starts` of that row. An entry, here an index into all
-rows, covers the quantiles cumulative[entry] to cumulative[entry + 1] - 1.
+The decoder's table rows stand one behind the other, those of many table sets together, and so do the channels
+that each set codes, in coded order, with their rows: those of a frame are begins[frame] to ends[frame] - 1. A row
+begins at `row_starts`. An entry, here an index into all rows, covers the quantiles cumulative[entry] to
+cumulative[entry + 1] - 1.
 """
 
 from __future__ import annotations
@@ -36,10 +37,12 @@ def encode_frame(
     entries: NDArray[np.int32],
     pieces: NDArray[np.int32],
     cumulative: NDArray[np.uint32],
-    sizes: NDArray[np.int32],
+    rows: NDArray[np.int32],
     words: NDArray[np.uint32],
 ) -> int:
-    """Push escape pieces and entries (C, H * W), the last one first; return the number of words written.
+    """Push escape pieces and entries (coded channels, H * W), the last one first; return the number of words written.
+
+    Channel k of the entries uses row `rows[k]` of the tables.
 
     A symbol pushes one word at most: `words` needs room for entries, pieces and the two words of the state.
     """
@@ -51,13 +54,12 @@ def encode_frame(
             count += 1
             state = state >> _32
         state = ((state >> _20) << _24) | (np.uint64(pieces[index]) << _20) | (state & _MASK_20)
-    for channel in range(len(sizes) - 1, -1, -1):
-        if sizes[channel] == 0:
-            continue
+    for channel in range(len(rows) - 1, -1, -1):
+        row = rows[channel]
         for position in range(entries.shape[1] - 1, -1, -1):
             entry = entries[channel, position]
-            low = np.uint64(cumulative[channel, entry])
-            frequency = np.uint64(cumulative[channel, entry + 1]) - low
+            low = np.uint64(cumulative[row, entry])
+            frequency = np.uint64(cumulative[row, entry + 1]) - low
             if (state >> _40) >= frequency:
                 words[count] = state & _MASK_32
                 count += 1
@@ -74,12 +76,15 @@ def encode_frame(
 def decode_frames(
     words: NDArray[np.uint32],
     word_starts: NDArray[np.int64],
-    first_rows: NDArray[np.int64],
+    begins: NDArray[np.int64],
+    ends: NDArray[np.int64],
     cumulative: NDArray[np.uint32],
     row_starts: NDArray[np.int64],
     guesses: NDArray[np.uint16],
     offsets: NDArray[np.int32],
     sizes: NDArray[np.int32],
+    channels: NDArray[np.int32],
+    rows: NDArray[np.int32],
     max_symbol: int,
     max_pieces: int,
     symbols: NDArray[np.int32],
@@ -98,11 +103,9 @@ def decode_frames(
                 left -= 1
                 state = (state << _32) | np.uint64(words[left])
         num_escapes = 0
-        for channel in range(symbols.shape[1]):
-            row = first_rows[frame] + channel
-            if sizes[row] == 0:
-                symbols[frame, channel, :] = 0
-                continue
+        symbols[frame, :, :] = 0
+        for index in range(begins[frame], ends[frame]):
+            channel, row = channels[index], rows[index]
             # Unsigned, because a signed index is tested for being negative: a sixth of the whole time.
             start = np.uint64(row_starts[row])
             escape = start + np.uint64(sizes[row])
@@ -123,10 +126,8 @@ def decode_frames(
                 num_escapes += entry == escape
                 symbols[frame, channel, position] = symbol_of_0 + np.int64(entry)
         status = GOOD
-        for channel in range(symbols.shape[1] if num_escapes > 0 else 0):
-            row = first_rows[frame] + channel
-            if sizes[row] == 0:
-                continue
+        for index in range(begins[frame], ends[frame] if num_escapes > 0 else begins[frame]):
+            channel, row = channels[index], rows[index]
             first = np.int64(offsets[row])
             behind = first + sizes[row]
             for position in range(symbols.shape[2]):

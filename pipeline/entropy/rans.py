@@ -5,8 +5,8 @@ state starts at 0; before a symbol of frequency f is pushed, the low 32 bits of 
 while state >> 40 >= f; at the end the state's own words follow, low first, without leading zeros. Decoding
 runs backwards from the last word, and has to end at state 0 with every word used.
 
-Coded order, as the decoder meets it: channels rising, raster order within a channel, channels left out
-skipped; then the values of all escapes in the order met, in flat 4-bit pieces
+Coded order, as the decoder meets it: rows of the tables rising, channels of one row rising, raster order
+within a channel, channels left out skipped; then the values of all escapes in the order met, in flat 4-bit pieces
 (`pipeline.entropy.tables.find_entries`).
 
 constriction codes on x86 nodes. The cloud and arm64 nodes use `pipeline.entropy.plain_coder` compiled by
@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import pairwise
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -38,6 +39,7 @@ from pipeline.entropy.tables import (
     TOTAL,
     TableSet,
     find_entries,
+    join_tables,
 )
 from pipeline.errors import CorruptBitstreamError, PipelineError, TableMismatchError, TruncatedBitstreamError
 
@@ -53,14 +55,12 @@ _PROBLEMS = {
 }
 
 # Tried by `warm_up`: both entries, escapes on either side, and enough bits for words to leave the state.
-_TRIAL_TABLES = TableSet(
-    np.zeros(1, np.int32), np.array([2], np.int32), np.array([[0, 40_000, 60_000, TOTAL]], np.uint32)
-)
+_TRIAL_TABLES = join_tables([0], [np.array([40_000, 20_000, 5_536])])
 _TRIAL_SYMBOLS = np.array([[[0, 1, 1, 500, 0, 0, -3, 1] * 4]], np.int32)
 _TRIAL_WORDS = bytes.fromhex("000050cc1fc5cc1f3e1f19cbaa800589c7b1bb0f")
 
 # What is built from a set lives as long as the set.
-_MODELS: WeakKeyDictionary[TableSet, list[tuple[int, Any]]] = WeakKeyDictionary()
+_MODELS: WeakKeyDictionary[TableSet, list[tuple[slice, Any]]] = WeakKeyDictionary()
 _LOOKUPS: WeakKeyDictionary[TableSet, tuple[NDArray[np.uint32], NDArray[np.uint16]]] = WeakKeyDictionary()
 
 
@@ -202,15 +202,18 @@ def _mapped_panics(error: type[PipelineError]) -> Iterator[None]:
         raise error(f"constriction panicked: {panic}") from panic
 
 
-def _models(tables: TableSet) -> list[tuple[int, Any]]:
-    """Coded channels, rising, with constriction's model of each; built once for a set."""
+def _models(tables: TableSet) -> list[tuple[slice, Any]]:
+    """Places in coded order of the channels of each row, rising, with constriction's model; built once for a set."""
     models = _MODELS.get(tables)
     if models is None:
         # perfect and lazy are stated: their defaults change with the version, and other models give other
         # bytes.
         categorical = partial(_import_coder("constriction").stream.model.Categorical, perfect=False, lazy=False)
+        rows, counts = np.unique(tables.coded_rows, return_counts=True)
+        ends = np.cumsum([0, *counts]).tolist()
         models = _MODELS[tables] = [
-            (int(channel), categorical(tables.frequencies(channel) / TOTAL)) for channel in np.flatnonzero(tables.sizes)
+            (slice(begin, end), categorical(tables.frequencies(int(row)) / TOTAL))
+            for row, (begin, end) in zip(rows, pairwise(ends), strict=True)
         ]
     return models
 
@@ -223,8 +226,8 @@ def _encode_with_constriction(
         coder = stream.stack.AnsCoder()
         if len(pieces):
             coder.encode_reverse(pieces, stream.model.Uniform(1 << PIECE_BITS))
-        for channel, model in reversed(_models(tables)):
-            coder.encode_reverse(entries[channel], model)
+        for places, model in reversed(_models(tables)):
+            coder.encode_reverse(entries[places].reshape(-1), model)
         words: NDArray[np.uint32] = coder.get_compressed()
     return words
 
@@ -234,18 +237,22 @@ def _decode_with_constriction(words: bytes, tables: TableSet, symbols: NDArray[n
     stream = _import_coder("constriction").stream
     with _mapped_panics(CorruptBitstreamError):
         coder = stream.stack.AnsCoder(np.frombuffer(words, WORD).astype(np.uint32))
-        symbols[tables.left_out] = 0
-        for channel, model in _models(tables):
-            np.add(coder.decode(model, symbols.shape[1]), tables.offsets[channel], out=symbols[channel])
+        entries = np.empty((len(tables.coded), symbols.shape[1]), np.int32)
+        for places, model in _models(tables):
+            part = entries[places]
+            part[:] = coder.decode(model, part.size).reshape(part.shape)
         piece_model = stream.model.Uniform(1 << PIECE_BITS)
-        behind = tables.offsets + tables.sizes
-        for channel, position in np.argwhere((symbols == behind[:, None]) & (tables.sizes[:, None] > 0)):
+        offsets, sizes = tables.offsets[tables.coded_rows], tables.sizes[tables.coded_rows]
+        values = entries + offsets[:, None]
+        for channel, position in np.argwhere(entries == sizes[:, None]):
             folded = _pop_escape(lambda: int(coder.decode(piece_model)))
-            first = int(tables.offsets[channel])
-            value = first - 1 - (folded >> 1) if folded & 1 else int(behind[channel]) + (folded >> 1)
+            first = int(offsets[channel])
+            value = first - 1 - (folded >> 1) if folded & 1 else first + int(sizes[channel]) + (folded >> 1)
             if abs(value) > MAX_SYMBOL:
                 raise _corrupt(plain_coder.WILD_ESCAPE)
-            symbols[channel, position] = value
+            values[channel, position] = value
+        symbols[tables.left_out] = 0
+        symbols[tables.coded] = values
         if not coder.is_empty():
             raise _corrupt(plain_coder.LEFT_OVER)
 
@@ -270,16 +277,23 @@ class _DecoderTables:
     Never changed once built; holds its sets weakly.
 
     Attributes:
-        first_rows: row of each set's channel 0.
-        arrays: cumulative, row_starts, guesses, offsets and sizes as `plain_coder.decode_frames` takes them.
+        spans: begin and end of each set's coded channels.
+        arrays: cumulative, row_starts, guesses, offsets, sizes, channels and rows as `plain_coder.decode_frames`
+            takes them.
     """
 
     def __init__(self, sets: Sequence[TableSet]) -> None:
-        ends = np.cumsum([0, *(table.num_channels for table in sets)]).tolist()
-        self.first_rows = WeakKeyDictionary(zip(sets, ends, strict=False))
+        ends = np.cumsum([0, *(len(table.coded) for table in sets)]).tolist()
+        self.spans = WeakKeyDictionary(zip(sets, pairwise(ends), strict=True))
+        first_rows = np.cumsum([0, *(len(table.sizes) for table in sets)])
+        nothing = np.empty(0, np.int32)
         parts = [_lookups(table) for table in sets]
-        offsets = np.concatenate([*(table.offsets for table in sets), np.empty(0, np.int32)])
-        sizes = np.concatenate([*(table.sizes for table in sets), np.empty(0, np.int32)])
+        offsets = np.concatenate([*(table.offsets for table in sets), nothing])
+        sizes = np.concatenate([*(table.sizes for table in sets), nothing])
+        channels = np.concatenate([*(table.coded for table in sets), nothing])
+        rows = np.concatenate(
+            [*(row + table.coded_rows for row, table in zip(first_rows, sets, strict=False)), nothing]
+        )
         lengths = _row_lengths(sizes)
         self.arrays = (
             np.concatenate([*(cumulative for cumulative, _ in parts), np.empty(0, np.uint32)]),
@@ -287,13 +301,15 @@ class _DecoderTables:
             np.concatenate([*(guesses for _, guesses in parts), np.empty((0, NUM_BUCKETS), np.uint16)]),
             offsets,
             sizes,
+            channels.astype(np.int32),
+            rows.astype(np.int32),
         )
         for array in self.arrays:
             array.setflags(write=False)
 
 
 def _lookups(tables: TableSet) -> tuple[NDArray[np.uint32], NDArray[np.uint16]]:
-    """Cumulative rows of a set one behind the other, without padding, and first guesses (C, 1024); built
+    """Cumulative rows of a set one behind the other, without padding, and first guesses (R, 1024); built
     once.
 
     The first guess is the entry that holds a bucket's least quantile: as many as begin at or before it, less
@@ -306,7 +322,7 @@ def _lookups(tables: TableSet) -> tuple[NDArray[np.uint32], NDArray[np.uint16]]:
         cumulative = tables.cumulative24[rows, columns]
         width = (1 << CODER_BITS) // NUM_BUCKETS
         first_buckets = (cumulative.astype(np.int64) + width - 1) // width
-        begun = np.zeros((tables.num_channels, NUM_BUCKETS + 1), np.int64)
+        begun = np.zeros((len(tables.sizes), NUM_BUCKETS + 1), np.int64)
         np.add.at(begun, (rows, first_buckets), 1)
         guesses = np.cumsum(begun[:, :NUM_BUCKETS], axis=1) - 1
         lookups = _LOOKUPS[tables] = (cumulative, np.maximum(guesses, 0).astype(np.uint16))
@@ -324,26 +340,27 @@ _SHARED = [_DecoderTables([])]
 def _decoder_tables(sets: Sequence[TableSet]) -> _DecoderTables:
     """Look-ups that hold all of these sets, and those of before that are still in use."""
     known = _SHARED[0]
-    missing = [table for table in dict.fromkeys(sets) if table not in known.first_rows]
+    missing = [table for table in dict.fromkeys(sets) if table not in known.spans]
     if missing:
         # Replaced as a whole: another thread goes on with what it has.
-        known = _SHARED[0] = _DecoderTables([*known.first_rows, *missing])
+        known = _SHARED[0] = _DecoderTables([*known.spans, *missing])
     return known
 
 
 def _encode_with_numba(entries: NDArray[np.int32], pieces: NDArray[np.int32], tables: TableSet) -> NDArray[np.uint32]:
     words = np.empty(entries.size + len(pieces) + STATE_WORDS, np.uint32)
-    return words[: _encoder()(entries, pieces, tables.cumulative24, tables.sizes, words)]
+    return words[: _encoder()(entries, pieces, tables.cumulative24, tables.coded_rows, words)]
 
 
 def _decode_with_numba(words: Sequence[bytes], tables: Sequence[TableSet], symbols: NDArray[np.int32]) -> None:
     """Decode all frames into symbols (B, C, H * W)."""
     known = _decoder_tables(tables)
-    first_rows = np.array([known.first_rows[table] for table in tables], np.int64)
+    spans = np.array([known.spans[table] for table in tables], np.int64).reshape(-1, 2)
+    begins, ends = np.ascontiguousarray(spans.T)
     word_starts = np.cumsum([0, *map(len, words)], dtype=np.int64) // WORD.itemsize
     joined = np.frombuffer(b"".join(words), WORD).astype(np.uint32)
     statuses = np.empty(len(words), np.uint8)
-    _decoder()(joined, word_starts, first_rows, *known.arrays, MAX_SYMBOL, MAX_PIECES, symbols, statuses)
+    _decoder()(joined, word_starts, begins, ends, *known.arrays, MAX_SYMBOL, MAX_PIECES, symbols, statuses)
     if statuses.any():
         bad = int(np.flatnonzero(statuses)[0])
         raise _corrupt(int(statuses[bad]), f"frame {bad} of {len(words)}: " if len(words) > 1 else "")
@@ -361,8 +378,8 @@ def _encoder() -> Callable[..., Any]:
 def _decoder() -> Callable[..., Any]:
     numba = _import_coder("numba")
     fixed, own = _array_types(numba)
-    frames = (own("u4", 1), own("i8", 1), own("i8", 1))
-    looked_up = (fixed("u4", 1), fixed("i8", 1), fixed("u2", 2), fixed("i4", 1), fixed("i4", 1))
+    frames = (own("u4", 1), own("i8", 1), own("i8", 1), own("i8", 1))
+    looked_up = (fixed("u4", 1), fixed("i8", 1), fixed("u2", 2), *[fixed("i4", 1)] * 4)
     limits = (numba.int64, numba.int64)
     signature = numba.void(*frames, *looked_up, *limits, own("i4", 3), own("u1", 1))
     return _compile(numba, signature, plain_coder.decode_frames)

@@ -1,7 +1,8 @@
 """Integer tables: how often each symbol of a channel occurs, in 65,536ths, fixed when a bundle is exported.
 
-A table has one entry for each symbol of a contiguous support and one more, the last, for the escape: a symbol
-outside the support. Floats occur in `fit_tables` and what it calls, once, at export; at run time there are
+A channel has a table of its own, or channels that are distributed alike share one. A table has one entry
+for each symbol of a contiguous support and one more, the last, for the escape: a symbol outside the support.
+Floats occur in `fit_tables` and what it calls, once, at export; at run time there are
 only the whole numbers of the bundle, so two machines cannot come to disagree.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +44,8 @@ symbols: the best from two frames (a quarter of a percent and more) to two hundr
 
 _PIECE_SHIFTS = np.arange(0, 3 * MAX_PIECES, 3)
 _ARRAYS = {"points": np.uint8, "offsets": np.int16, "sizes": np.uint16, "frequencies": np.uint16}
+_ROWS = "rows"
+"""Beside those where channels share tables: uint16 (T, C), the row of each channel."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,24 +55,29 @@ class TableSet:
     Checked and copied when built, read-only afterwards. Compared by identity: the coders keep what they build
     from a set for as long as the set lives.
 
+    Letters: R rows, one a table; C channels.
+
     Attributes:
-        offsets: int32 (C,), the symbol of entry 0.
-        sizes: int32 (C,), entries without the escape; 0: the channel is left out of the bitstream, always
-            zero.
-        cumulative: uint32 (C, max entries + 2), cumulative frequencies; row c rises from 0 to 65,536 over
-            `sizes[c] + 2` numbers and stays there.
+        offsets: int32 (R,), the symbol of entry 0.
+        sizes: int32 (R,), entries without the escape; 0: channels of this row are left out of the bitstream,
+            always zero.
+        cumulative: uint32 (R, max entries + 2), cumulative frequencies; row r rises from 0 to 65,536 over
+            `sizes[r] + 2` numbers and stays there.
+        rows: int32 (C,), the row of each channel.
 
     Raises:
-        BundleFormatError: a row is not a table.
+        BundleFormatError: a row is not a table, or a channel has no row.
     """
 
     offsets: NDArray[np.int32]
     sizes: NDArray[np.int32]
     cumulative: NDArray[np.uint32]
+    rows: NDArray[np.int32]
 
     def __post_init__(self) -> None:
         self.check()
-        for name, dtype in (("offsets", np.int32), ("sizes", np.int32), ("cumulative", np.uint32)):
+        dtypes = (("offsets", np.int32), ("sizes", np.int32), ("cumulative", np.uint32), ("rows", np.int32))
+        for name, dtype in dtypes:
             own = np.array(getattr(self, name), dtype, order="C")
             own.setflags(write=False)
             object.__setattr__(self, name, own)
@@ -76,12 +85,24 @@ class TableSet:
     @property
     def num_channels(self) -> int:
         """Number of channels, those left out included."""
-        return len(self.sizes)
+        return len(self.rows)
 
     @cached_property
     def left_out(self) -> NDArray[np.intp]:
         """Channels without a table, rising."""
-        return np.flatnonzero(self.sizes == 0)
+        return np.flatnonzero(self.sizes[self.rows] == 0)
+
+    @cached_property
+    def coded(self) -> NDArray[np.intp]:
+        """The other channels in coded order: by row, those of one row rising."""
+        order = np.argsort(self.rows, kind="stable")
+        coded: NDArray[np.intp] = order[self.sizes[self.rows[order]] > 0]
+        return coded
+
+    @cached_property
+    def coded_rows(self) -> NDArray[np.int32]:
+        """Row of each coded channel; rises."""
+        return self.rows[self.coded]
 
     @cached_property
     def cumulative24(self) -> NDArray[np.uint32]:
@@ -98,27 +119,22 @@ class TableSet:
         precise.setflags(write=False)
         return precise
 
-    @cached_property
-    def limits(self) -> NDArray[np.uint32]:
-        """Number of plain entries (C, 1); for a channel left out, more than any symbol's entry."""
-        sizes: NDArray[np.uint32] = self.sizes[:, None].astype(np.uint32)
-        sizes[self.left_out] = np.iinfo(np.uint32).max
-        return sizes
-
-    def frequencies(self, channel: int) -> NDArray[np.int64]:
-        """Frequencies of a channel, escape last, summing to 65,536; none for a channel left out."""
-        size = int(self.sizes[channel])
-        return np.diff(self.cumulative[channel, : size + 2 if size else 1].astype(np.int64))
+    def frequencies(self, row: int) -> NDArray[np.int64]:
+        """Frequencies of a row, escape last, summing to 65,536; none for one that leaves its channels out."""
+        size = int(self.sizes[row])
+        return np.diff(self.cumulative[row, : size + 2 if size else 1].astype(np.int64))
 
     def check(self) -> None:
-        """Raise BundleFormatError unless every row is a table."""
+        """Raise BundleFormatError unless every row is a table and every channel has one."""
         if self.offsets.ndim != 1 or self.offsets.shape != self.sizes.shape or self.cumulative.ndim != 2:
             raise BundleFormatError("tables: arrays have the wrong number of axes")
-        channels, width = self.cumulative.shape
-        if channels != len(self.sizes) or width < 2:
+        num_rows, width = self.cumulative.shape
+        if num_rows != len(self.sizes) or width < 2 or self.rows.ndim != 1:
             raise BundleFormatError("tables: arrays do not fit each other")
-        if any(array.dtype.kind not in "iu" for array in (self.offsets, self.sizes, self.cumulative)):
+        if any(array.dtype.kind not in "iu" for array in (self.offsets, self.sizes, self.cumulative, self.rows)):
             raise BundleFormatError("tables: arrays hold other things than whole numbers")
+        if len(self.rows) and not 0 <= int(self.rows.min()) <= int(self.rows.max()) < num_rows:
+            raise BundleFormatError(f"tables: a channel has a row beyond the {num_rows} there are")
         offsets, sizes, rows = (a.astype(np.int64) for a in (self.offsets, self.sizes, self.cumulative))
         if sizes.min(initial=0) < 0 or sizes.max(initial=0) > min(MAX_ENTRIES, width - 2):
             raise BundleFormatError(f"tables: a size is below 0 or over {min(MAX_ENTRIES, width - 2)}")
@@ -129,7 +145,7 @@ class TableSet:
         is_full = (rows == TOTAL) | (column <= sizes[:, None])
         is_table = is_within & (rows[:, 0] == 0) & is_rising.all(axis=1) & is_full.all(axis=1)
         if not is_table[kept].all():
-            raise BundleFormatError(f"tables: channel {int(np.argmin(is_table | ~kept))} is damaged")
+            raise BundleFormatError(f"tables: row {int(np.argmin(is_table | ~kept))} is damaged")
 
     def ideal_bits(self, symbols: NDArray[np.int32]) -> float:
         """Code length of symbols (C, H, W) under the tables, escapes included, without a coder's overhead.
@@ -139,9 +155,9 @@ class TableSet:
         """
         entries, pieces = find_entries(symbols, self)
         bits = float(PIECE_BITS * len(pieces))
-        for channel in np.flatnonzero(self.sizes):
-            lengths = -np.log2(self.frequencies(channel) / TOTAL)
-            bits += float(np.bincount(entries[channel], minlength=len(lengths)) @ lengths)
+        for row in np.unique(self.coded_rows):
+            lengths = -np.log2(self.frequencies(row) / TOTAL)
+            bits += float(np.bincount(entries[self.coded_rows == row].ravel(), minlength=len(lengths)) @ lengths)
         return bits
 
 
@@ -149,8 +165,8 @@ def find_entries(symbols: NDArray[np.int32], tables: TableSet) -> tuple[NDArray[
     """What is coded for symbols int32 (C, H, W).
 
     Returns:
-        Table entries int32 (C, H * W), and the pieces of all escape values in coded order, int32 (n,). Rows
-        of channels left out are without meaning.
+        Table entries int32 (coded channels, H * W) and the pieces of all escape values int32 (n,), both in
+        coded order.
 
     Raises:
         TableMismatchError: channel counts differ, a left-out channel is not zero, or a symbol is beyond
@@ -163,19 +179,22 @@ def find_entries(symbols: NDArray[np.int32], tables: TableSet) -> tuple[NDArray[
     flat = symbols.reshape(len(symbols), -1)
     if len(tables.left_out) and flat[tables.left_out].any():
         raise TableMismatchError("a channel that the tables leave out is not zero: mask it before coding")
+    flat = flat[tables.coded]
+    offsets, sizes = tables.offsets[tables.coded_rows], tables.sizes[tables.coded_rows]
     # A symbol below the support becomes huge as unsigned, so one comparison finds both sides.
-    entries = (flat - tables.offsets[:, None]).view(np.uint32)
-    is_outside = entries >= tables.limits
+    entries = (flat - offsets[:, None]).view(np.uint32)
+    limits = sizes[:, None].view(np.uint32)
+    is_outside = entries >= limits
     if not is_outside.any():
         return entries.view(np.int32), np.empty(0, np.int32)
     channel = np.nonzero(is_outside)[0]
     values = flat[is_outside].astype(np.int64)
     if np.abs(values).max() > MAX_SYMBOL:
         raise TableMismatchError(f"a symbol is beyond +-{MAX_SYMBOL}")
-    first = tables.offsets[channel].astype(np.int64)
-    behind = first + tables.sizes[channel]
+    first = offsets[channel].astype(np.int64)
+    behind = first + sizes[channel]
     folded = np.where(values >= behind, 2 * (values - behind), 2 * (first - 1 - values) + 1)
-    np.minimum(entries, tables.limits, out=entries)
+    np.minimum(entries, limits, out=entries)
     return entries.view(np.int32), _pieces(folded)
 
 
@@ -190,21 +209,27 @@ def _pieces(folded: NDArray[np.int64]) -> NDArray[np.int32]:
     return pieces
 
 
-def join_tables(offsets: Sequence[int], frequencies: Sequence[NDArray[np.int64]]) -> TableSet:
-    """Set from each channel's first symbol and frequencies, escape last; none for a channel left out.
+def join_tables(
+    offsets: Sequence[int], frequencies: Sequence[NDArray[np.int64]], rows: NDArray[Any] | None = None
+) -> TableSet:
+    """Set from each row's first symbol and frequencies, escape last; none where channels are left out.
+
+    Args:
+        rows: whole numbers (C,), the row of each channel; each has its own unless given.
 
     Raises:
-        BundleFormatError: frequencies of a channel are not positive or do not sum to 65,536.
+        BundleFormatError: frequencies of a row are not positive or do not sum to 65,536.
     """
     sizes = np.array([max(len(row) - 1, 0) for row in frequencies], np.int32)
     cumulative = np.full((len(frequencies), int(sizes.max(initial=0)) + 2), TOTAL, np.int64)
     cumulative[:, 0] = 0
-    for channel, row in enumerate(frequencies):
+    for index, row in enumerate(frequencies):
         if len(row):
-            cumulative[channel, 1 : len(row) + 1] = np.cumsum(row)
+            cumulative[index, 1 : len(row) + 1] = np.cumsum(row)
     if cumulative.min(initial=0) < 0 or cumulative.max(initial=0) > TOTAL:
         raise BundleFormatError(f"tables: frequencies are negative or sum to over {TOTAL}")
-    return TableSet(np.array(offsets, np.int32), sizes, cumulative.astype(np.uint32))
+    own = np.arange(len(sizes)) if rows is None else rows
+    return TableSet(np.array(offsets, np.int32), sizes, cumulative.astype(np.uint32), own)
 
 
 def fit_tables(counts: NDArray[np.int64], first_symbol: int, left_out: NDArray[np.bool_] | None = None) -> TableSet:
@@ -318,23 +343,27 @@ def _two_sided_geometric(counts: NDArray[np.float64]) -> NDArray[np.float64]:
 def pack_tables(tables: Mapping[tuple[int, int], TableSet]) -> dict[str, NDArray[np.generic]]:
     """Arrays of many sets by (depth, level16), for an npz, which `unpack_tables` turns back.
 
-    points uint8 (T, 2), offsets int16 (T, C), sizes uint16 (T, C), and the frequencies uint16 of all tables
-    one after the other.
+    points uint8 (T, 2), offsets int16 (T, R), sizes uint16 (T, R), and the frequencies uint16 of all tables
+    one after the other; rows uint16 (T, C) where channels share tables.
 
     Raises:
-        BundleFormatError: there are none, or they differ in their number of channels.
+        BundleFormatError: there are none, or they differ in their number of channels or rows.
     """
     points = sorted(tables)
-    if len({tables[point].num_channels for point in points}) != 1:
-        raise BundleFormatError("tables: there are none, or they differ in their number of channels")
-    rows = [table.frequencies(c) for table in map(tables.__getitem__, points) for c in range(table.num_channels)]
+    sets = [tables[point] for point in points]
+    if len({(table.num_channels, len(table.sizes)) for table in sets}) != 1:
+        raise BundleFormatError("tables: there are none, or they differ in their number of channels or rows")
+    frequencies = [table.frequencies(row) for table in sets for row in range(len(table.sizes))]
     columns = {
         "points": np.array(points),
-        "offsets": np.stack([tables[point].offsets for point in points]),
-        "sizes": np.stack([tables[point].sizes for point in points]),
-        "frequencies": np.concatenate([*rows, np.empty(0, np.int64)]),
+        "offsets": np.stack([table.offsets for table in sets]),
+        "sizes": np.stack([table.sizes for table in sets]),
+        "frequencies": np.concatenate([*frequencies, np.empty(0, np.int64)]),
     }
-    return {name: columns[name].astype(dtype) for name, dtype in _ARRAYS.items()}
+    arrays: dict[str, NDArray[np.generic]] = {name: columns[name].astype(dtype) for name, dtype in _ARRAYS.items()}
+    if any(not np.array_equal(table.rows, np.arange(len(table.sizes))) for table in sets):
+        arrays[_ROWS] = np.stack([table.rows for table in sets]).astype(np.uint16)
+    return arrays
 
 
 def unpack_tables(arrays: Mapping[str, NDArray[np.generic]]) -> dict[tuple[int, int], TableSet]:
@@ -343,7 +372,8 @@ def unpack_tables(arrays: Mapping[str, NDArray[np.generic]]) -> dict[tuple[int, 
     Raises:
         BundleFormatError: anything is missing, unknown, out of range or does not add up.
     """
-    if set(arrays) != set(_ARRAYS) or any(arrays[name].dtype != dtype for name, dtype in _ARRAYS.items()):
+    expected = _ARRAYS | ({_ROWS: np.uint16} if _ROWS in arrays else {})
+    if set(arrays) != set(expected) or any(arrays[name].dtype != dtype for name, dtype in expected.items()):
         raise BundleFormatError(f"tables: not exactly the arrays {', '.join(_ARRAYS)} with their types")
     points, offsets, sizes, frequencies = (arrays[name].astype(np.int64) for name in _ARRAYS)
     if points.ndim != 2 or points.shape[1] != 2 or offsets.ndim != 2 or frequencies.ndim != 1:
@@ -354,13 +384,18 @@ def unpack_tables(arrays: Mapping[str, NDArray[np.generic]]) -> dict[tuple[int, 
         or sizes.size * (sizes.max(initial=0) + 2) > MAX_CELLS
     ):
         raise BundleFormatError("tables: arrays do not fit each other, or are too large")
+    rows: Sequence[NDArray[np.generic] | None] = [None] * len(points)
+    if _ROWS in arrays:
+        if arrays[_ROWS].ndim != 2 or len(arrays[_ROWS]) != len(points):
+            raise BundleFormatError("tables: rows do not fit the points")
+        rows = list(arrays[_ROWS])
     lengths = sizes + (sizes > 0)
     if int(lengths.sum()) != len(frequencies):
         raise BundleFormatError("tables: number of frequencies does not fit the sizes")
-    rows = np.split(frequencies, np.cumsum(lengths.ravel())[:-1]) if lengths.size else []
-    channels = sizes.shape[1]
+    parts = np.split(frequencies, np.cumsum(lengths.ravel())[:-1]) if lengths.size else []
+    num_rows = sizes.shape[1]
     sets = {
-        (depth, level16): join_tables(offsets[t].tolist(), rows[t * channels : (t + 1) * channels])
+        (depth, level16): join_tables(offsets[t].tolist(), parts[t * num_rows : (t + 1) * num_rows], rows[t])
         for t, (depth, level16) in enumerate(points.tolist())
     }
     if len(sets) != len(points):

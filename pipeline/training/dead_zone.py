@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pipeline.codec.classifier import Classifier
-from pipeline.codec.nested import LATENT_STRIDE, NestedCodec
+from pipeline.codec.nested import NestedCodec
 
 CANDIDATES = (0.0, 0.04, 0.08, 0.12, 0.16, 0.2, 0.24, 0.28)
 SMALLEST_FALL = 1e-3
@@ -68,7 +68,7 @@ def try_dead_zones(codec: NestedCodec, classifier: Classifier, cut: str, x: Tens
                 logits = classifier.classify(codec.decoder(symbols, *codec.decoder_inputs(exits, levels)), cut)
                 divergence += float((reference.exp() * (reference - logits.log_softmax(1))).sum())
                 bits += _empirical_bits(symbols)
-            pixels = LATENT_STRIDE**2 * latents[0].shape[-1] * latents[0].shape[-2]
+            pixels = codec.shape.symbol_stride**2 * latents[0][0, 0].numel()
             divergence, bpp = divergence / len(x), bits / (len(x) * pixels)
             fits.append(DeadZoneFit(level, dead_zone, divergence, bpp))
     return fits

@@ -195,7 +195,7 @@ def _read_weights(path: Path, bundle: Bundle, listener: Listener, levels: list[i
         if state.get(key) != value:
             raise ConfigError("command line", "--weights", f"{path} was trained for another {key}")
     try:
-        inverter = Inverter(listener.inverse_gains)
+        inverter = Inverter(listener.inverse_gains, listener.block_side)
         inverter.load_state_dict(state["inverter"])
         return inverter.eval(), {**state["facts"], "is_whole": True}
     except (KeyError, TypeError, RuntimeError) as error:

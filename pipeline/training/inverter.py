@@ -24,12 +24,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.bundle import DECODER_FILE, Bundle
-from pipeline.codec.graphs import INVERSE_GAIN
+from pipeline.codec.graphs import INVERSE_GAIN, decoder_shape
 from pipeline.codec.lite0 import INPUT_MEAN, INPUT_SCALE
-from pipeline.codec.nested import LATENT_STRIDE
+from pipeline.codec.nested import LATENT_STRIDE, BlockTransform
 from pipeline.encoder import Encoder, OperatingPoint
 from pipeline.errors import TrainingError
-from pipeline.frames import VIEW_SIDE_PX
 from pipeline.training.datasets import use_views
 
 WIDTHS, NUM_BLOCKS = (96, 48), (3, 2)
@@ -57,7 +56,10 @@ class Residual(nn.Module):
 
 
 class Inverter(nn.Module):
-    """Symbols (B, C, 28, 28) to normalised RGB pictures (B, 3, 224, 224).
+    """Symbols (B, C, h, w) to normalised RGB pictures (B, 3, 224, 224).
+
+    Args:
+        block_side: of the DCT that the symbols are coefficients of; what follows sees its inverse, at stride 8.
 
     Attributes:
         inverse_gains: (K, C), of the levels that it knows, in their order.
@@ -65,11 +67,12 @@ class Inverter(nn.Module):
 
     inverse_gains: Tensor
 
-    def __init__(self, inverse_gains: Tensor) -> None:
+    def __init__(self, inverse_gains: Tensor, block_side: int = 1) -> None:
         super().__init__()
-        levels, channels = inverse_gains.shape
+        levels, channels = len(inverse_gains), inverse_gains.shape[1] // block_side**2
         coarse, fine = WIDTHS
         self.register_buffer("inverse_gains", inverse_gains.clone())
+        self.transform = BlockTransform(block_side, channels)
         self.linear = nn.Conv2d(channels, 3 * LATENT_STRIDE**2, 1)
         self.level = nn.Embedding(levels, coarse)
         nn.init.zeros_(self.level.weight)
@@ -81,7 +84,7 @@ class Inverter(nn.Module):
 
     def forward(self, symbols: Tensor, level_index: Tensor) -> Tensor:
         """Pictures of symbols, of any type, at levels given by their place (B,) int64 in `inverse_gains`."""
-        y = symbols.to(torch.float32) * self.inverse_gains[level_index][:, :, None, None]
+        y = self.transform.inverse(symbols.to(torch.float32) * self.inverse_gains[level_index][:, :, None, None])
         patches = F.pixel_shuffle(self.linear(y), LATENT_STRIDE)
         h = self.coarse(self.enter(y) + self.level(level_index)[:, :, None, None])
         h = self.fine(F.pixel_shuffle(self.widen(h), 2))
@@ -93,7 +96,7 @@ class Listener:
     """What somebody sees who reads a node's frames: symbols at one depth, made by the bundle's own encoder.
 
     Raises:
-        TrainingError: the bundle has no such depth or level, or its latent is not at stride 8.
+        TrainingError: the bundle has no such depth or level, or its exits are not at stride 8.
     """
 
     def __init__(self, bundle: Bundle, depth: int, levels: Sequence[int]) -> None:
@@ -104,15 +107,16 @@ class Listener:
         if unknown:
             whole = [str(each // 16) for each in manifest.levels16 if each % 16 == 0]
             raise TrainingError(f"{manifest.name} has no level {unknown[0]}; it has {', '.join(whole)}")
-        if manifest.latent_shape[1:] != (VIEW_SIDE_PX // LATENT_STRIDE,) * 2:
-            raise TrainingError(f"{manifest.name}: an inverter takes latents of 28 x 28")
+        if manifest.family != "nested":
+            raise TrainingError(f"{manifest.name}: an inverter takes bundles of the nested family")
+        self.block_side = decoder_shape(bundle).block_side
         self._encoder = Encoder(bundle)
         self.points = [OperatingPoint(depth, 16 * level) for level in levels]
         rows = load_tensors(bundle.files[DECODER_FILE])[INVERSE_GAIN][manifest.depths.index(depth)]
         self.inverse_gains = rows[[manifest.levels16.index(point.level16) for point in self.points]]
 
     def symbols(self, views: NDArray[np.uint8], level_index: Sequence[int]) -> Tensor:
-        """Symbols float (B, C, 28, 28) of views uint8 (B, 224, 224, 3) BGR."""
+        """Symbols float (B, C, h, w) of views uint8 (B, 224, 224, 3) BGR."""
         rows = [self._encoder.symbols(view, self.points[index]) for view, index in zip(views, level_index, strict=True)]
         return torch.from_numpy(np.stack(rows).astype(np.float32))
 
@@ -153,7 +157,7 @@ def train_inverter(
     """
     torch.manual_seed(SEED)
     random = np.random.default_rng(SEED)
-    inverter: Inverter = Inverter(listener.inverse_gains)
+    inverter: Inverter = Inverter(listener.inverse_gains, listener.block_side)
     inverter = inverter.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW(inverter.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.0)
     number = seen = 0

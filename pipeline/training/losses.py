@@ -41,17 +41,31 @@ def cut_distortion(features: Tensor, targets: Targets) -> Tensor:
     return (features.float() - targets.cut).square().mean(dim=(1, 2, 3))
 
 
-def task_distortion(stages: list[Tensor], targets: Targets, recipe: LossRecipe) -> tuple[Tensor, Tensor]:
+def distortion_weights(recipe: LossRecipe, fineness: Tensor) -> Tensor:
+    """Weights (B, 6) of the cut's features, the stages behind it, the pooled features and the divergence.
+
+    Args:
+        fineness: of each frame's level (B,), 0 at the lowest rate, 1 at the highest.
+    """
+    fine = torch.tensor([recipe.cut_later, *recipe.stages, recipe.pooled, recipe.kl], device=fineness.device)
+    if recipe.coarsest is None:
+        return fine.expand(len(fineness), -1)
+    chosen = recipe.coarsest
+    coarse = torch.tensor([chosen.cut, *chosen.stages, chosen.pooled, chosen.kl], device=fineness.device)
+    return coarse ** (1 - fineness)[:, None] * fine ** fineness[:, None]
+
+
+def task_distortion(stages: list[Tensor], targets: Targets, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Weighted error of the later features (B,) and Kullback-Leibler divergence of the classes (B,).
 
     Args:
         stages: what `stages()` of the classifier gives for the decoded features, logits last.
+        weights: of all but the logits, (B, stages).
     """
     logits = stages[-1].float()
-    weights = [*recipe.stages, recipe.pooled]
     error = torch.zeros(logits.shape[0], device=logits.device)
     for weight, stage, target, variance in zip(
-        weights, stages[:-1], targets.stages, targets.stage_variances, strict=True
+        weights.T, stages[:-1], targets.stages, targets.stage_variances, strict=True
     ):
         error = error + weight * (stage.float() - target).square().flatten(1).mean(dim=1) / variance
     divergence = F.kl_div(

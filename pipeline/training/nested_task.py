@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.codec.classifier import CLASSIFIERS, Classifier
-from pipeline.codec.nested import LATENT_STRIDE, Block, NestedCodec, NestedShape, interpolate
+from pipeline.codec.nested import Block, NestedCodec, NestedShape, interpolate
 from pipeline.codec.principal_start import start_from_principal_components
 from pipeline.training.datasets import Pictures, use_views
-from pipeline.training.losses import Targets, cut_distortion, task_distortion, task_weight
+from pipeline.training.losses import Targets, cut_distortion, distortion_weights, task_distortion, task_weight
 from pipeline.training.muon import Muon
 from pipeline.training.ranks import ALONE, Ranks
 from pipeline.training.recipes import Recipe
@@ -139,13 +139,14 @@ class NestedTask:
         with autocast:
             features = codec.decoder.standardised(rounded * inverse_gain[:, :, None, None], condition).float()
         cut = cut_distortion(features, targets)
-        distortion = (recipe.loss.cut + weight * (recipe.loss.cut_later - recipe.loss.cut)) * cut
+        weights = distortion_weights(recipe.loss, level / (codec.shape.levels - 1))
+        distortion = (recipe.loss.cut + weight * (weights[:, 0] - recipe.loss.cut)) * cut
         parts = {"cut": float(cut.detach().mean()), "bpp": float(bpp.detach().mean())}
         if weight > 0:
             raw = features * codec.decoder.feature_std[:, None, None] + codec.decoder.feature_mean[:, None, None]
             stages = self.task_network.stages(raw.to(torch.bfloat16), recipe.cut)
-            error, divergence = task_distortion(stages, targets, recipe.loss)
-            distortion = distortion + weight * (error + recipe.loss.kl * divergence)
+            error, divergence = task_distortion(stages, targets, weights[:, 1:-1])
+            distortion = distortion + weight * (error + weights[:, -1] * divergence)
             parts |= {"stages": float(error.detach().mean()), "kl": float(divergence.detach().mean())}
             self._adapt_lmbda(weight, bpp.detach(), exit_index, level)
         lmbda = torch.exp(interpolate(self.log_lmbda[:, None].to(self.device), level))[:, 0]
@@ -200,7 +201,7 @@ class NestedTask:
         exits = torch.full((len(latent),), exit_index, device=latent.device)
         levels = torch.full((len(latent),), level, device=latent.device)
         symbols = torch.round(latent * codec.gain(levels)[:, :, None, None])
-        bpp = codec.bits(symbols, exits, levels) / (LATENT_STRIDE**2 * symbols.shape[-2] * symbols.shape[-1])
+        bpp = codec.bits(symbols, exits, levels) / (codec.shape.symbol_stride**2 * symbols[0, 0].numel())
         features = codec.decoder(symbols, *codec.decoder_inputs(exits, levels))
         logits = self.task_network.classify(features.to(torch.bfloat16), self.recipe.cut).float()
         agrees = (logits.argmax(1) == reference.argmax(1)).float()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -41,6 +41,7 @@ class NetworkRecipe(RecipePart):
     expansion: int = Field(3, ge=1)
     kernel: Literal[3, 5, 7] = 5
     latent_channels: int = Field(48, ge=1)
+    block_side: Literal[1, 2, 4] = Field(1, description="DCT of blocks of so many positions a side; 1: none")
     decoder_channels: int = Field(96, ge=8)
     decoder_blocks: int = Field(3, ge=0)
     decoder_expansion: int = Field(2, ge=1)
@@ -81,6 +82,15 @@ class RateRecipe(RecipePart):
         return self
 
 
+class CoarsestLossRecipe(RecipePart):
+    """Weights of the distortion terms at the lowest rate, once all are in; the words of `LossRecipe`."""
+
+    cut: Positive
+    stages: tuple[Positive, Positive, Positive]
+    pooled: Positive
+    kl: Positive
+
+
 class LossRecipe(RecipePart):
     """Weights of the distortion terms. Features are standardised, so each term starts near 1."""
 
@@ -89,6 +99,9 @@ class LossRecipe(RecipePart):
     stages: tuple[Weight, Weight, Weight] = (0.3, 0.5, 0.5)
     pooled: Weight = 0.5
     kl: Weight = 1.0
+    coarsest: CoarsestLossRecipe | None = Field(
+        None, description="at the lowest rate; between it and the highest, where the others hold, geometric"
+    )
     warmup_share: float = Field(0.12, ge=0, le=1, description="of the run, with the cut's features alone")
     ramp_share: float = Field(0.03, gt=0, le=1, description="of the run, in which the rest comes in")
 
@@ -267,7 +280,8 @@ def _unknown_key(location: tuple[Any, ...]) -> str:
     model: type[BaseModel] | None = Recipe
     for part in location[:-1]:
         field = model.model_fields.get(str(part)) if model is not None else None
-        annotation = field.annotation if field is not None else None
+        kinds = (field.annotation, *get_args(field.annotation)) if field is not None else ()
+        annotation = next((kind for kind in kinds if isinstance(kind, type)), None)
         model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
     names = list(model.model_fields) if model is not None else list(CropRecipe.model_fields)
     nearest = difflib.get_close_matches(str(location[-1]), names, n=1, cutoff=0.4)

@@ -70,8 +70,12 @@ def plain_functions() -> Iterator[None]:
         yield
 
 
-def random_tables(random: np.random.Generator, sizes: list[int]) -> TableSet:
-    """Any tables: as likely a flat one as one with nearly all of its mass in a single entry."""
+def random_tables(random: np.random.Generator, sizes: list[int], num_channels: int | None = None) -> TableSet:
+    """Any tables: as likely a flat one as one with nearly all of its mass in a single entry.
+
+    Args:
+        num_channels: that share them at random; else each has its own.
+    """
     rows = []
     for size in sizes:
         cuts = random.choice(np.arange(1, TOTAL), size, replace=False)
@@ -81,16 +85,17 @@ def random_tables(random: np.random.Generator, sizes: list[int]) -> TableSet:
         bounds = np.concatenate([[0], np.sort(cuts), [TOTAL]])
         frequencies = random.permutation(np.diff(bounds)) if size else np.empty(0, np.int64)
         rows.append(frequencies)
-    return join_tables(random.integers(-300, 300, len(sizes)).tolist(), rows)
+    of_channels = None if num_channels is None else random.integers(0, len(sizes), num_channels)
+    return join_tables(random.integers(-300, 300, len(sizes)).tolist(), rows, of_channels)
 
 
 def symbols_of(random: np.random.Generator, tables: TableSet, side: int, wild_share: float) -> NDArray[np.int32]:
     """Symbols int32 (C, side, side) that follow their tables; escapes stand for anything outside."""
     symbols = np.zeros((tables.num_channels, side * side), np.int64)
-    for channel in np.flatnonzero(tables.sizes):
-        size, offset = int(tables.sizes[channel]), int(tables.offsets[channel])
+    for channel, row in zip(tables.coded, tables.coded_rows, strict=True):
+        size, offset = int(tables.sizes[row]), int(tables.offsets[row])
         quantiles = random.integers(0, TOTAL, side * side)
-        entries = np.searchsorted(tables.cumulative[channel, : size + 2], quantiles, side="right") - 1
+        entries = np.searchsorted(tables.cumulative[row, : size + 2], quantiles, side="right") - 1
         reach = np.where(random.random(side * side) < 0.2, MAX_SYMBOL - 300 - size, 40)
         distance = (reach * random.random(side * side)).astype(np.int64)
         outside = np.where(random.random(side * side) < 0.5, offset + size + distance, offset - 1 - distance)
@@ -103,7 +108,7 @@ def symbols_of(random: np.random.Generator, tables: TableSet, side: int, wild_sh
 def cases(draw: st.DrawFn, max_side: int = 14) -> Case:
     sizes = draw(st.lists(st.sampled_from([0, 1, 2, 3, 7, 40, 300]), min_size=1, max_size=5))
     random = np.random.default_rng(draw(st.integers(0, 2**32)))
-    tables = random_tables(random, sizes)
+    tables = random_tables(random, sizes, draw(st.sampled_from([None, None, 1, 4, 9])))
     side = draw(st.integers(1, max_side))
     return tables, symbols_of(random, tables, side, draw(st.sampled_from([0.0, 0.02, 1.0])))
 
@@ -314,7 +319,7 @@ def words_of_pieces(pieces: list[int]) -> bytes:
     tables = escape_tables()
     room = np.empty(len(pieces) + 3, np.uint32)
     count = rans._encoder()(
-        np.ones((1, 1), np.int32), np.array(pieces, np.int32), tables.cumulative24, tables.sizes, room
+        np.ones((1, 1), np.int32), np.array(pieces, np.int32), tables.cumulative24, tables.coded_rows, room
     )
     return room[:count].astype("<u4").tobytes()
 
@@ -356,7 +361,7 @@ def test_decoder_reads_no_word_that_is_not_its_frames() -> None:
     random = np.random.default_rng(23)
     tables = random_tables(random, [7, 0, 3])
     known = rans._decoder_tables([tables])
-    row = np.array([known.first_rows[tables]])
+    begins, ends = np.array([known.spans[tables]]).T
     limits = (MAX_SYMBOL, MAX_PIECES)
     for _ in range(20):
         words: Any = Watched(random.integers(1, 2**32, 12, dtype=np.uint32))
@@ -365,7 +370,8 @@ def test_decoder_reads_no_word_that_is_not_its_frames() -> None:
         plain_coder.decode_frames(
             words,
             np.array([begin, end]),
-            row,
+            begins,
+            ends,
             *known.arrays,
             *limits,
             symbols,

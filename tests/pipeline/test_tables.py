@@ -51,7 +51,7 @@ def histogram(symbols: NDArray[np.int32]) -> NDArray[np.int64]:
 def test_set_is_a_copy_that_cannot_be_changed() -> None:
     """The coders build look-ups from a set once; a set that changed afterwards would decode wrongly."""
     offsets, sizes, cumulative = np.array([0]), np.array([1]), np.array([[0, 60000, TOTAL]])
-    tables = TableSet(offsets, sizes, cumulative)
+    tables = TableSet(offsets, sizes, cumulative, np.array([0]))
     cumulative[0, 1] = 1
     assert tables.frequencies(0).tolist() == [60000, 5536]
     dtypes = [array.dtype.name for array in (tables.offsets, tables.sizes, tables.cumulative)]
@@ -78,11 +78,15 @@ def test_set_is_a_copy_that_cannot_be_changed() -> None:
         ("cumulative", [[0, 20, 10, 30, TOTAL]] * 3),
         ("cumulative", [[0, 10, 20, 30, TOTAL - 1]] * 3),
         ("cumulative", [[0, 10, 20, 30, TOTAL + 1]] * 3),
+        ("rows", [0, 1, 3]),
+        ("rows", [0, 1, -1]),
+        ("rows", [0.0, 1.0, 2.0]),
+        ("rows", [[0, 1, 2]]),
     ],
 )
 def test_set_that_is_no_table_raises(change: str, value: Any) -> None:
     tables = small_set()
-    arrays = {name: getattr(tables, name) for name in ("offsets", "sizes", "cumulative")}
+    arrays = {name: getattr(tables, name) for name in ("offsets", "sizes", "cumulative", "rows")}
     with pytest.raises(BundleFormatError):
         TableSet(**(arrays | {change: np.array(value)}))
 
@@ -111,7 +115,7 @@ def test_cumulative24_is_the_float_formula_of_the_coder(seed: int, size: int) ->
     """constriction: floor(cumsum(p) x (2^24 - n) / sum(p)) + i, in float64. Ours is exact in whole numbers."""
     cuts = np.random.default_rng(seed).choice(np.arange(1, TOTAL), size, replace=False)
     cumulative = np.array([[0, *sorted(cuts.tolist()), TOTAL]])
-    tables = TableSet(np.array([0]), np.array([size]), cumulative)
+    tables = TableSet(np.array([0]), np.array([size]), cumulative, np.array([0]))
     probabilities = np.diff(cumulative[0]) / TOTAL
     entries = size + 1
     scaled = np.cumsum(np.append(0.0, probabilities)) * ((2**24 - entries) / probabilities.sum())
@@ -128,8 +132,22 @@ def test_ideal_bits_of_a_few_symbols_by_hand() -> None:
 def test_entries_and_pieces_of_a_few_symbols_by_hand() -> None:
     symbols = np.array([[[0, -1, 1, 9]], [[0, 0, 0, 0]], [[5, 6, 4, 107]]], np.int32)
     entries, pieces = find_entries(symbols, small_set())
-    assert entries[[0, 2]].tolist() == [[1, 0, 2, 3], [0, 1, 2, 2]]
+    assert entries.tolist() == [[1, 0, 2, 3], [0, 1, 2, 2]]
     assert pieces.tolist() == [8 + 6, 1, 1, 8 + 0, 8 + 1, 3]
+
+
+def test_channels_that_share_a_table_are_coded_side_by_side() -> None:
+    """Channels 0 and 3 have row 1, channel 1 row 0, channel 2 the row that leaves it out."""
+    rows = [np.array([60000, 5536]), np.array([1000, 60000, 4000, 536]), np.array([], int)]
+    tables = join_tables([5, -1, 0], rows, np.array([1, 0, 2, 1]))
+    assert (tables.num_channels, tables.left_out.tolist()) == (4, [2])
+    assert (tables.coded.tolist(), tables.coded_rows.tolist()) == ([1, 0, 3], [0, 1, 1])
+    symbols = np.array([[[0, -1]], [[5, 6]], [[0, 0]], [[1, 9]]], np.int32)
+    entries, pieces = find_entries(symbols, tables)
+    assert entries.tolist() == [[0, 1], [1, 0], [2, 3]]
+    assert pieces.tolist() == [1 - 1, 8 + 6, 1]
+    bits = -np.log2(np.array([60000, 5536, 60000, 1000, 4000, 536]) / TOTAL).sum() + 4 * 3
+    assert tables.ideal_bits(symbols) == pytest.approx(bits, rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -320,7 +338,7 @@ def test_packed_sets_come_back_through_a_file() -> None:
         restored = unpack_tables(dict(arrays))
     assert set(restored) == set(sets)
     for point, tables in sets.items():
-        for name in ("offsets", "sizes", "cumulative"):
+        for name in ("offsets", "sizes", "cumulative", "rows"):
             assert np.array_equal(getattr(restored[point], name), getattr(tables, name))
 
 
@@ -330,6 +348,32 @@ def test_packed_sets_are_small() -> None:
     num_frequencies = sum(len(tables.frequencies(c)) for tables in sets.values() for c in range(5))
     num_bytes = sum(array.nbytes for array in pack_tables(sets).values())
     assert num_bytes == 2 * num_frequencies + len(sets) * (2 + 4 * 5)
+
+
+def shared_sets() -> dict[tuple[int, int], TableSet]:
+    """Six channels of three rows each."""
+    rows = [np.array([60000, 5536]), np.array([1000, 60000, 4000, 536]), np.array([], int)]
+    return {(0, level16): join_tables([5, -1, 0], rows, np.array([1, 0, 2, 1, 1, level16])) for level16 in (0, 1)}
+
+
+def test_packed_sets_of_shared_tables_come_back_and_take_two_bytes_a_channel_more() -> None:
+    sets = shared_sets()
+    arrays = pack_tables(sets)
+    assert arrays["rows"].nbytes == 2 * 2 * 6
+    restored = unpack_tables(arrays)
+    for point, tables in sets.items():
+        for name in ("offsets", "sizes", "cumulative", "rows"):
+            assert np.array_equal(getattr(restored[point], name), getattr(tables, name))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda a: a[:-1], lambda a: a[0], lambda a: a + np.uint16(1), lambda a: a.astype(np.int64), lambda a: a[:, None]],
+)
+def test_unpacking_damaged_rows_raises(change: Any) -> None:
+    arrays = pack_tables(shared_sets())
+    with pytest.raises(BundleFormatError):
+        unpack_tables(arrays | {"rows": change(arrays["rows"])})
 
 
 def test_packing_nothing_or_unlike_sets_raises() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -21,10 +23,11 @@ from pipeline.codec.export import (
     level_grid,
     seal_measured,
 )
-from pipeline.codec.graphs import export_edge_graph
+from pipeline.codec.graphs import export_cloud_graph, export_edge_graph
+from pipeline.codec.lite0 import Lite0
 from pipeline.codec.nested import NestedCodec
 from pipeline.encoder import Encoder, OperatingPoint
-from pipeline.entropy.rans import decode_symbols
+from pipeline.entropy.rans import decode_symbols, encode_symbols
 from pipeline.errors import BundleFormatError
 
 FACTS = BundleFacts("tiny", LITE0, "0" * 64, "stride8", {})
@@ -47,6 +50,33 @@ def test_gains_of_a_bundle_are_the_codecs(tiny_bundle: Bundle, tiny_codec: Neste
 def test_channel_that_is_always_zero_takes_no_bits(tiny_bundle: Bundle, views: NDArray[np.uint8]) -> None:
     assert all(table.left_out.tolist() == [5] for table in tiny_bundle.tables.values())
     assert not Encoder(tiny_bundle).symbols(views[0], OperatingPoint(1, 16))[5].any()
+
+
+def test_bundle_of_coefficients_shares_tables_and_gives_the_codecs_features(
+    tiny_codec: NestedCodec, classifier: Lite0, views: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    """More channels than may have tables of their own: node, coder and cloud have to agree on them."""
+    torch.manual_seed(6)
+    codec = NestedCodec(replace(tiny_codec.shape, block_side=4, latent_channels=7))
+    codec.fit_initial_gain((torch.from_numpy(views[:4, :, :, ::-1].copy()).permute(0, 3, 1, 2).float() - 127) / 128)
+    bundle = export_bundle(codec, FACTS, views, tmp_path / "bundle")
+    assert bundle.manifest.latent_shape == (112, 7, 7)
+    assert {len(np.unique(table.coded_rows)) <= export.SHARED_TABLES for table in bundle.tables.values()} == {True}
+    assert {len(table.sizes) for table in bundle.tables.values()} == {export.SHARED_TABLES + 1}
+    symbols = Encoder(bundle).symbols(views[0], OperatingPoint(1, 16))
+    table = bundle.tables[1, 16]
+    words = encode_symbols(symbols, table)
+    assert len(words) * 8 < 1.01 * table.ideal_bits(symbols) + 64
+    graph = export_cloud_graph(bundle, classifier)
+    cloud = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    inputs = {
+        "symbols": np.stack([decode_symbols(words, table, symbols.shape)] * 2),
+        "inverse_gain": np.ones((2, 112), np.float32),
+        "condition": np.zeros((2, 8), np.float32),
+    }
+    features = codec.decoder(torch.from_numpy(symbols[None]).float(), torch.ones(1, 112), torch.zeros(1, 8))
+    expected = classifier.classify(features, "stride8")[0].numpy()
+    np.testing.assert_allclose(cloud.run(["logits"], inputs)[0][1], expected, rtol=1e-3, atol=1e-3)
 
 
 def test_level_grid_ends_at_the_last_level() -> None:

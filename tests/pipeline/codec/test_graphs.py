@@ -161,6 +161,8 @@ def test_bundle_from_before_there_was_a_choice_has_the_light_decoder(default_bun
         {"decoder_channels": -8},
         {"decoder_kernel": 2.5},
         {"latent_channels": 7},
+        {"block_side": 2},
+        {"block_side": -1},
         {"wings": 2},
     ],
     ids=lambda sizes: next(iter(sizes)),

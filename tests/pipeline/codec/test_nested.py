@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from scipy.fft import dctn
 from torch import Tensor
 
 from pipeline.codec.counts import count
 from pipeline.codec.lite0 import Lite0
 from pipeline.codec.nested import (
     INITIAL_STANDARD_DEVIATION,
+    BlockTransform,
     NestedCodec,
     NestedDecoder,
     NestedEncoder,
@@ -25,6 +29,7 @@ from pipeline.training.recipes import load_recipe
 DEEP = NestedShape(
     cut_channels=40, cut_stride=8, depths=(0, 1, 2, 4), levels=3, channels=8, expansion=2, kernel=3, latent_channels=5
 )
+PER_CHANNEL = ("log_gain", "log_inverse_gain", "log_scale", "mean")
 RECIPE = Path(__file__).parents[3] / "configs" / "train" / "nested-lite0.yaml"
 
 
@@ -46,6 +51,57 @@ def codec() -> NestedCodec:
 
 def pictures(number: int = 2, side: int = 32) -> Tensor:
     return torch.randn(number, 3, side, side, generator=torch.Generator().manual_seed(9))
+
+
+# The DCT of blocks
+
+
+@pytest.mark.parametrize("side", [2, 4])
+def test_dct_comes_back_and_keeps_the_energy(side: int) -> None:
+    transform = BlockTransform(side, 3)
+    y = torch.randn(2, 3, 8, 12, generator=torch.Generator().manual_seed(2))
+    coefficients = transform(y)
+    assert coefficients.shape == (2, 3 * side**2, 8 // side, 12 // side)
+    torch.testing.assert_close(transform.inverse(coefficients), y)
+    torch.testing.assert_close(coefficients.square().sum(), y.square().sum())
+
+
+def test_dct_is_scipys_of_each_block() -> None:
+    y = torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(2))
+    blocks = y[0].reshape(2, 2, 4, 2, 4).permute(0, 2, 4, 1, 3).numpy()
+    expected = dctn(blocks, axes=(1, 2), norm="ortho").reshape(32, 2, 2)
+    np.testing.assert_allclose(BlockTransform(4, 2)(y)[0].numpy(), expected, atol=1e-5)
+
+
+def test_dct_is_in_full_precision_under_autocast() -> None:
+    """Rounded to bf16, coefficients of some tens would be off by a tenth of a step."""
+    transform = BlockTransform(4, 1)
+    y = 100 * torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(transform(y), BlockTransform(4, 1)(y))
+        assert transform.inverse(transform(y)).dtype == torch.float32
+    torch.testing.assert_close(transform.inverse(transform(y)), y)
+
+
+def test_codec_of_blocks_has_the_coefficients_as_channels() -> None:
+    """One pass, each depth alone and pictures of mixed depths give the same; what was not rounded comes back whole."""
+    torch.manual_seed(5)
+    codec = NestedCodec(replace(DEEP, block_side=4)).requires_grad_(False)
+    assert (codec.shape.symbol_channels, codec.shape.symbol_stride) == (80, 32)
+    x = pictures(3, 64)
+    latents = codec.encoder.latents(x)
+    for depth, latent in zip(DEEP.depths, latents, strict=True):
+        assert latent.shape == (3, 80, 2, 2)
+        torch.testing.assert_close(codec.encoder(x, depth), latent)
+    mixed = codec.encoder.mixed_latents(x, torch.tensor([3, 1, 0]))
+    torch.testing.assert_close(mixed, torch.stack([latents[3][0], latents[1][1], latents[0][2]]))
+    inverse_gain, condition = codec.decoder_inputs(torch.tensor([3] * 3), torch.zeros(3))
+    assert inverse_gain.shape == (3, 80)
+    plain = NestedCodec(DEEP).requires_grad_(False)
+    plain.load_state_dict(codec.state_dict() | {name: plain.state_dict()[name] for name in PER_CHANNEL})
+    features = codec.decoder(latents[3], torch.ones(3, 80), condition)
+    expected = plain.decoder(plain.encoder(x, 4), torch.ones(3, 5), condition)
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)
 
 
 # One set of weights

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from nodes.cli import main
 from pipeline.bundle import Bundle
+from pipeline.codec.nested import BlockTransform
 from pipeline.encoder import Encoder, OperatingPoint
 from pipeline.errors import TrainingError
 from pipeline.training import invert_command
@@ -38,6 +39,16 @@ def test_listener_sees_the_encoders_symbols_and_the_bundles_gains(
     # What the gain multiplies the inverse gain undoes, but for the channel that the untrained codec holds at zero.
     product = listener.inverse_gains * torch.from_numpy(np.stack([tiny_bundle.gains[0], tiny_bundle.gains[16]]))
     torch.testing.assert_close(product[:, :5], torch.ones(2, 5))
+
+
+def test_inverter_of_a_dct_sees_the_positions_of_its_blocks() -> None:
+    """The same weights draw the same from coefficients as from the values that they are of."""
+    torch.manual_seed(1)
+    plain = Inverter(torch.ones(1, 3))
+    blocks = Inverter(torch.ones(1, 48), block_side=4)
+    blocks.load_state_dict(plain.state_dict() | {"inverse_gains": torch.ones(1, 48)})
+    y, level = torch.randn(1, 3, 8, 8), torch.tensor([0])
+    torch.testing.assert_close(blocks(BlockTransform(4, 3)(y), level), plain(y, level), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

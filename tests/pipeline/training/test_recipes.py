@@ -48,6 +48,7 @@ def test_recipe_comes_back_from_a_checkpoints_form(recipe: Recipe) -> None:
         ({"data": {"folder": ["a"]}}, "data.folder", "folders"),
         ({"network": {"chanels": 8}}, "network.chanels", "channels"),
         ({"paper": {"lambda": 1}}, "paper.lambda", "lmbda"),
+        ({"loss": {"coarsest": {"pool": 1}}}, "loss.coarsest.pool", "pooled"),
         ({"crops": [{"untill": 1.0, "size_px": 32}]}, "crops.0.untill", "until"),
     ],
 )
