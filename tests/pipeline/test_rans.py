@@ -493,27 +493,36 @@ def golden_case(name: str) -> Case:
     if name == "escapes":
         values = wavy * np.where(position % 7 == 0, 8000, 1)
         return join_tables([-1], [np.array([20000, 25000, 20000, 536])]), values.astype(np.int32)
+    if name == "shared":
+        rows = [np.array([9000, 20000, 30000, 6536]), np.array([], int), np.array([60000, 5000, 536])]
+        symbols = np.concatenate([wavy // 4, wavy // 3, 0 * wavy, wavy // 9, wavy // 2])
+        return join_tables([-1, 0, -1], rows, np.array([2, 0, 1, 2, 0])), symbols.astype(np.int32)
     if name == "nothing":
         return join_tables([0], [np.array([65535, 1])]), (0 * wavy).astype(np.int32)
     frequencies = np.array([65536 - 300, *[1] * 300])
     return join_tables([-100], [frequencies]), (wavy * 40 + 60).astype(np.int32)
 
 
-@pytest.mark.parametrize("name", ["plain", "left-out", "escapes", "nothing", "steep"])
+@pytest.mark.parametrize("name", ["plain", "left-out", "escapes", "shared", "nothing", "steep"])
 def test_golden_words(name: str) -> None:
-    """A file says everything that another implementation needs; frequencies end with the escape's."""
+    """A file says everything that another implementation needs; frequencies end with the escape's.
+
+    Without rows, each channel has its own.
+    """
     tables, symbols = golden_case(name)
     path = GOLDEN / f"{name}.json"
     if os.environ.get("RAC_REGENERATE_GOLDEN"):
         content = {
             "offsets": tables.offsets.tolist(),
-            "frequencies": [tables.frequencies(c).tolist() for c in range(tables.num_channels)],
+            "frequencies": [tables.frequencies(row).tolist() for row in range(len(tables.sizes))],
+            **({"rows": tables.rows.tolist()} if name == "shared" else {}),
             "symbols": symbols.tolist(),
             "words": encode_symbols(symbols, tables, CODERS[0]).hex(),
         }
         path.write_text(json.dumps(content) + "\n", encoding="ascii")
     golden = json.loads(path.read_text(encoding="ascii"))
-    tables = join_tables(golden["offsets"], [np.array(row, np.int64) for row in golden["frequencies"]])
+    frequencies = [np.array(row, np.int64) for row in golden["frequencies"]]
+    tables = join_tables(golden["offsets"], frequencies, np.array(golden["rows"]) if "rows" in golden else None)
     stored, words = np.array(golden["symbols"], np.int32), bytes.fromhex(golden["words"])
     assert np.array_equal(stored, symbols)
     for coder in CODERS:
