@@ -80,7 +80,7 @@ def test_dct_is_in_full_precision_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(transform(y), BlockTransform(4, 1)(y))
         assert transform.inverse(transform(y)).dtype == torch.float32
-    torch.testing.assert_close(transform.inverse(transform(y)), y)
+    torch.testing.assert_close(transform.inverse(transform(y)), y, rtol=1e-5, atol=1e-4)
 
 
 def test_codec_of_blocks_has_the_coefficients_as_channels() -> None:
