@@ -3,6 +3,7 @@
     nesting         one network for all depths, against one for a single depth at all rates
     gains           one depth at all rates, against one depth and one rate
     both            ours, against one depth and one rate, at each depth: is it anywhere more than a point below?
+    DCT of blocks   ours, the latent turned before rounding, against ours without
     light decoder   one depth and one rate, with our decoder against the paper's
     rounding        a bundle with its dead zones, against the same networks without
 
@@ -25,7 +26,7 @@ from pipeline.evaluation.comparison import System
 from pipeline.evaluation.curve_bootstrap import Measure, curves_interval
 from pipeline.evaluation.curves import Curve, bd_rate, delta_accuracy, distance
 
-OURS, ALONE = "ours N={depth}", "ours alone, N={depth}"
+OURS, ALONE, DCT = "ours N={depth}", "ours alone, N={depth}", "ours with a DCT N={depth}"
 ONE_DEPTH, HEAVY = "ours at one depth, N=4", "ours alone, N=4, paper's decoder"
 """Curves' names, as the sweep's plan has them."""
 DEPTHS = (0, 4, 8)
@@ -78,6 +79,11 @@ def additions(
     for depth in DEPTHS:
         whole, single = OURS.format(depth=depth), ALONE.format(depth=depth)
         rows.append(_row(systems, truth, "nesting and gains", whole, single, [whole, single], _below))
+    for depth in DEPTHS:
+        turned, plain = DCT.format(depth=depth), OURS.format(depth=depth)
+        rows.append(
+            _row(systems, truth, "DCT of blocks", turned, plain, [turned, plain], _between, "16 times the channels")
+        )
     rows.append(
         _row(systems, truth, "light decoder", alone, HEAVY, [alone, HEAVY, ours], _apart, _decoders(systems, alone))
     )

@@ -73,10 +73,11 @@ def test_distance_of_points_from_a_curve() -> None:
 
 
 def test_every_addition_is_told_apart() -> None:
-    """Made so that nesting costs two points, gains one, and the light decoder three."""
+    """Made so that nesting costs two points, gains one, and the light decoder three; the DCT brings four."""
     systems = dict(
         [
             system("ours N=4", made_curve(RATES, 0.85)),
+            system("ours with a DCT N=4", made_curve(RATES, 0.89)),
             system("ours at one depth, N=4", made_curve(RATES, 0.87)),
             system("ours alone, N=4", [made_point(0.2, 0.83), made_point(0.21, 0.832)]),
             system("ours alone, N=4, paper's decoder", [made_point(0.3, 0.877)]),
@@ -89,6 +90,7 @@ def test_every_addition_is_told_apart() -> None:
     assert found["nesting", "ours N=4"]["difference"] == pytest.approx(-2, abs=0.5)
     assert found["gains", "ours at one depth, N=4"]["difference"] == pytest.approx(-1, abs=0.7)
     assert found["nesting and gains", "ours N=4"]["difference"] == pytest.approx(-3, abs=0.7)
+    assert found["DCT of blocks", "ours with a DCT N=4"]["difference"] == pytest.approx(4, abs=0.5)
     light = found["light decoder", "ours alone, N=4"]
     # Alone it lies 3 points above the curve of ours, with the paper's decoder 6: they have other rates.
     assert light["difference"] == pytest.approx(-3, abs=0.7)
