@@ -79,8 +79,8 @@ def start_from_principal_components(codec: NestedCodec, x: Tensor, coarsest_step
     steps = torch.log(torch.tensor(level_ratio)) * torch.arange(shape.levels) - torch.log(torch.tensor(coarsest_step))
     codec.log_gain.copy_(steps[:, None].expand_as(codec.log_gain))
     codec.log_inverse_gain.copy_(-steps[None, :, None].expand_as(codec.log_inverse_gain))
-    # Of a Laplace distribution the scale is the standard deviation over the square root of two. The coefficients of a block
-    # are not as wide as each other, so it is looked at; channels without a component stay at 1.
+    # Of a Laplace distribution the scale is the standard deviation over the square root of two. The coefficients of a
+    # block are not as wide as each other, so they are looked at; channels without a component stay at 1.
     spread = encoder(x, 0).std(dim=(0, 2, 3))
     log_std = torch.where(spread > 0, torch.log(spread.clamp_min(SMALLEST_STD) / 2**0.5), torch.zeros_like(spread))
     codec.log_scale.copy_((steps[:, None] + log_std)[None].expand_as(codec.log_scale))

@@ -67,9 +67,9 @@ def _compressai_coder(tables: TableSet) -> Code:
     """Its coder, fed as its entropy model does: symbols and tables as lists, made anew for each picture."""
     ans: Any = import_compressai("compressai.ans")
     coder = ans.RansEncoder()
-    kept = np.flatnonzero(tables.sizes)
-    rows = [torch.from_numpy(tables.cumulative[channel].astype(np.int32)) for channel in kept]
-    lengths, offsets = torch.from_numpy(tables.sizes[kept] + 2), torch.from_numpy(tables.offsets[kept].copy())
+    kept, of_kept = tables.coded, tables.coded_rows
+    rows = [torch.from_numpy(tables.cumulative[row].astype(np.int32)) for row in of_kept]
+    lengths, offsets = torch.from_numpy(tables.sizes[of_kept] + 2), torch.from_numpy(tables.offsets[of_kept])
 
     def code(symbols: Tensor) -> object:
         coded = symbols[torch.from_numpy(kept)]

@@ -42,7 +42,7 @@ class SoundPeer:
         """
         depth, level16 = self._bundle.manifest.depths[0], self._bundle.default_level16
         symbols = np.zeros(self._bundle.manifest.latent_shape, np.int32)
-        symbols[self._bundle.tables[depth, level16].sizes > 0, 0, :3] = shade
+        symbols[self._bundle.tables[depth, level16].coded, 0, :3] = shade
         words = encode_symbols(symbols, self._bundle.tables[depth, level16])
         bitstream = pack_bitstream(Bitstream(0, self._bundle.id8, depth, level16, words))
         self._sequence += 1

@@ -372,7 +372,7 @@ def test_hostile_frames_cost_themselves_and_no_worker(cloud: Program, stranger: 
 
     def symbols(value: int) -> bytes:
         array = np.zeros(bundle.manifest.latent_shape, np.int32)
-        array[bundle.tables[point].sizes > 0, :2] = value
+        array[bundle.tables[point].coded, :2] = value
         return encode_symbols(array, bundle.tables[point])
 
     sound = bitstream(symbols(0))

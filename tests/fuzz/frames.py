@@ -113,11 +113,11 @@ def sound_frames(bundle: Bundle, random: Random, number: int = 100) -> list[tupl
         depth, level16 = points[(7 * index) % len(points)]
         tables = bundle.tables[depth, level16]
         symbols = np.zeros(bundle.manifest.latent_shape, np.int32)
-        for channel in np.flatnonzero(tables.sizes):
-            frequencies = tables.frequencies(int(channel)) / TOTAL
+        for channel, row in zip(tables.coded, tables.coded_rows, strict=True):
+            frequencies = tables.frequencies(int(row)) / TOTAL
             entries = generator.choice(len(frequencies), size=symbols[channel].shape, p=frequencies / frequencies.sum())
             # The last entry is the escape, which here stands for values just beyond the table.
-            symbols[channel] = entries + tables.offsets[channel]
+            symbols[channel] = entries + tables.offsets[row]
         words = encode_symbols(symbols, tables)
         frames.append((pack_bitstream(Bitstream(0, bundle.id8, depth, level16, words)), class_of(symbols)))
     return frames

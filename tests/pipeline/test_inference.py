@@ -143,7 +143,7 @@ def test_inverse_gain_brings_the_latent_back_to_its_size(vectors: Vectors, defau
     depth = max(default_bundle.manifest.depths)
     used = np.zeros(default_bundle.manifest.latent_shape[0], bool)
     for level16 in default_bundle.manifest.levels16:
-        used |= default_bundle.tables[depth, level16].sizes > 0
+        used[default_bundle.tables[depth, level16].coded] = True
     for level16, gain in default_bundle.gains.items():
         product = gain * vectors.gather([(depth, level16)])[0][0]
         assert 0.1 < np.median(product[used]) < 10
