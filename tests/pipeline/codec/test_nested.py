@@ -265,10 +265,10 @@ def test_decoder_of_the_default_recipe_is_light() -> None:
     shape = codec.shape
     counts = count(
         codec.decoder,
-        (shape.latent_channels, 28, 28),
+        (shape.symbol_channels, *(224 // shape.symbol_stride,) * 2),
         lambda decoder, symbols: decoder(
             symbols,
-            torch.ones(1, shape.latent_channels, device="meta"),
+            torch.ones(1, shape.symbol_channels, device="meta"),
             torch.zeros(1, shape.decoder_channels, device="meta"),
         ),
     )
