@@ -50,7 +50,7 @@ class Encoder:
         self._left_out = {point: table.left_out for point, table in bundle.tables.items()}
 
     def symbols(self, view: NDArray[np.uint8], point: OperatingPoint) -> NDArray[np.int32]:
-        """Rounded latent int32 (C, 28, 28) of a view uint8 (224, 224, 3) BGR; channels left out are zero."""
+        """Rounded latent int32 (C, h, w) of a view uint8 (224, 224, 3) BGR; channels left out are zero."""
         inputs = {"view": view[None], "gain": self.bundle.gains[point.level16]}
         scaled = self._sessions[point.depth].run(["scaled"], inputs)[0][0]
         symbols = round_with_dead_zone(scaled, self.bundle.dead_zones[point.level16])
@@ -64,7 +64,7 @@ class Encoder:
         return self.pack(self.symbols(view, point), point)
 
     def pack(self, symbols: NDArray[np.int32], point: OperatingPoint) -> bytes:
-        """Bitstream of symbols int32 (C, 28, 28)."""
+        """Bitstream of symbols int32 (C, h, w)."""
         words = encode_symbols(symbols, self.bundle.tables[point.depth, point.level16])
         return pack_bitstream(
             Bitstream(kind=0, bundle_id8=self.bundle.id8, depth=point.depth, level16=point.level16, words=words)

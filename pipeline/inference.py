@@ -35,7 +35,7 @@ class Engine(Protocol):
     def classify_symbols(
         self, symbols: NDArray[np.int32], inverse_gain: NDArray[np.float32], condition: NDArray[np.float32]
     ) -> NDArray[np.float32]:
-        """Logits (B, 1000) of symbols (B, C, 28, 28) with one vector a frame."""
+        """Logits (B, 1000) of symbols (B, C, h, w) with one vector a frame."""
         ...
 
     def classify_views(self, views: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -242,12 +242,12 @@ def _decode_with_constriction(words: bytes, tables: TableSet, symbols: NDArray[n
             part = entries[places]
             part[:] = coder.decode(model, part.size).reshape(part.shape)
         piece_model = stream.model.Uniform(1 << PIECE_BITS)
-        offsets, sizes = tables.offsets[tables.coded_rows], tables.sizes[tables.coded_rows]
-        values = entries + offsets[:, None]
-        for channel, position in np.argwhere(entries == sizes[:, None]):
+        values = entries + tables.coded_offsets
+        for channel, position in np.argwhere(entries == tables.coded_sizes):
             folded = _pop_escape(lambda: int(coder.decode(piece_model)))
-            first = int(offsets[channel])
-            value = first - 1 - (folded >> 1) if folded & 1 else first + int(sizes[channel]) + (folded >> 1)
+            first = int(tables.coded_offsets[channel, 0])
+            behind = first + int(tables.coded_sizes[channel, 0])
+            value = first - 1 - (folded >> 1) if folded & 1 else behind + (folded >> 1)
             if abs(value) > MAX_SYMBOL:
                 raise _corrupt(plain_coder.WILD_ESCAPE)
             values[channel, position] = value

@@ -105,6 +105,16 @@ class TableSet:
         return self.rows[self.coded]
 
     @cached_property
+    def coded_offsets(self) -> NDArray[np.int32]:
+        """Symbol of entry 0 of each coded channel, (coded channels, 1)."""
+        return self.offsets[self.coded_rows, None]
+
+    @cached_property
+    def coded_sizes(self) -> NDArray[np.int32]:
+        """Plain entries of each coded channel, (coded channels, 1)."""
+        return self.sizes[self.coded_rows, None]
+
+    @cached_property
     def cumulative24(self) -> NDArray[np.uint32]:
         """Cumulative frequencies of the coder, uint32, shape of `cumulative`.
 
@@ -180,10 +190,9 @@ def find_entries(symbols: NDArray[np.int32], tables: TableSet) -> tuple[NDArray[
     if len(tables.left_out) and flat[tables.left_out].any():
         raise TableMismatchError("a channel that the tables leave out is not zero: mask it before coding")
     flat = flat[tables.coded]
-    offsets, sizes = tables.offsets[tables.coded_rows], tables.sizes[tables.coded_rows]
     # A symbol below the support becomes huge as unsigned, so one comparison finds both sides.
-    entries = (flat - offsets[:, None]).view(np.uint32)
-    limits = sizes[:, None].view(np.uint32)
+    entries = (flat - tables.coded_offsets).view(np.uint32)
+    limits = tables.coded_sizes.view(np.uint32)
     is_outside = entries >= limits
     if not is_outside.any():
         return entries.view(np.int32), np.empty(0, np.int32)
@@ -191,8 +200,8 @@ def find_entries(symbols: NDArray[np.int32], tables: TableSet) -> tuple[NDArray[
     values = flat[is_outside].astype(np.int64)
     if np.abs(values).max() > MAX_SYMBOL:
         raise TableMismatchError(f"a symbol is beyond +-{MAX_SYMBOL}")
-    first = offsets[channel].astype(np.int64)
-    behind = first + sizes[channel]
+    first = tables.coded_offsets[channel, 0].astype(np.int64)
+    behind = first + tables.coded_sizes[channel, 0]
     folded = np.where(values >= behind, 2 * (values - behind), 2 * (first - 1 - values) + 1)
     np.minimum(entries, limits, out=entries)
     return entries.view(np.int32), _pieces(folded)
