@@ -65,6 +65,19 @@ def test_prior_fits_the_latent_it_starts_with(codec: NestedCodec, pictures: Tens
             codec.log_scale.sub_(change)
 
 
+def test_prior_knows_that_a_blocks_coefficients_are_not_as_wide_as_each_other(pictures: Tensor) -> None:
+    shape = NestedShape(depths=(0, 1), levels=2, channels=24, latent_channels=16, block_side=4, decoder_blocks=1)
+    codec = NestedCodec(shape).requires_grad_(False)
+    start_from_principal_components(codec, pictures, 0.05, 2.0)
+    levels = torch.zeros(len(pictures))
+    scaled = codec.encoder(pictures, 1) * codec.gain(levels)[:, :, None, None]
+    wide = scaled.std(dim=(0, 2, 3)) > 1  # the others start at the smallest scale
+    assert wide.sum() > 100
+    torch.testing.assert_close(codec.log_scale[1, 0].exp()[wide] * 2**0.5, scaled.std(dim=(0, 2, 3))[wide])
+    mean_colour = codec.log_scale[1, 0][:16]
+    assert mean_colour[0] - mean_colour[-1] > 0.5
+
+
 def test_narrow_networks_keep_the_loudest_components(pictures: Tensor) -> None:
     codec = NestedCodec(NestedShape(depths=(0, 1), levels=2, channels=24, latent_channels=16, decoder_blocks=1))
     start_from_principal_components(codec.requires_grad_(False), pictures, 0.05, 2.0)

@@ -28,7 +28,7 @@ from pipeline.training.loop import (
     run_training,
 )
 from pipeline.training.progress import format_line
-from pipeline.training.recipes import Recipe
+from pipeline.training.recipes import CoarsestLossRecipe, LossRecipe, Recipe
 from pipeline.training.schedule import learning_rate_share
 from pipeline.training.teacher import Teacher, TorchEngine, normalise
 
@@ -316,6 +316,28 @@ def test_rate_is_that_of_the_symbols_where_the_recipe_says_so(
     task._loss(x, task.targets(x, torch.zeros(4), 0.0), exits, levels, 0.0)[0].backward()
     assert codec.log_gain.grad is not None
     assert (codec.log_gain.grad != 0).all()
+
+
+def test_each_frame_is_weighed_by_its_own_level(
+    recipe: Recipe, classifier: Lite0, teacher: Teacher, pictures: Pictures
+) -> None:
+    """At the lowest level as if the coarsest weights were everybody's, at the highest as if there were none."""
+    fine = recipe.loss.model_copy(update={"cut_later": 1.0, "stages": (0.3, 0.5, 0.5), "pooled": 0.5, "kl": 1.0})
+    coarsest = CoarsestLossRecipe(cut=20.0, stages=(3.0, 40.0, 5.0), pooled=60.0, kl=70.0)
+    coarse = fine.model_copy(update={"cut_later": 20.0, "stages": (3.0, 40.0, 5.0), "pooled": 60.0, "kl": 70.0})
+    x = normalise(CropSampler(pictures.training, recipe.data, 1).batch(64, 4), torch.device("cpu"))
+    exits = torch.tensor([1, 1, 0, 0])
+
+    def loss(of: LossRecipe, levels: list[float]) -> float:
+        training = start_training(recipe.model_copy(update={"loss": of}), classifier, teacher, pictures, "cpu")
+        task = training.task
+        torch.manual_seed(2)
+        return task._loss(x, task.targets(x, torch.zeros(4), 1.0), exits, torch.tensor(levels), 1.0)[0].item()
+
+    both = fine.model_copy(update={"coarsest": coarsest})
+    assert loss(both, [0.0] * 4) == pytest.approx(loss(coarse, [0.0] * 4), rel=1e-5)
+    assert loss(both, [1.0] * 4) == pytest.approx(loss(fine, [1.0] * 4), rel=1e-5)
+    assert loss(fine, [0.0] * 4) < loss(both, [0.5, 0.5, 0.0, 1.0]) < loss(coarse, [0.0] * 4)
 
 
 def test_validation_names_blocks_whose_hidden_channels_never_fire(make_training: MakeTraining, tmp_path: Path) -> None:
