@@ -193,36 +193,43 @@ class Crop:
     shift: float
 
 
-def draw_crop(random: np.random.Generator, height: int, width: int, size_px: int, recipe: DataRecipe) -> Crop:
-    """Draw the crop of a picture of height x width pixels that becomes a square of size_px."""
+def draw_crops(
+    random: np.random.Generator, heights: NDArray[np.int64], widths: NDArray[np.int64], size_px: int, recipe: DataRecipe
+) -> list[Crop]:
+    """Draw one crop of each picture of heights x widths pixels, each to become a square of size_px."""
     if recipe.area is None:
-        aspect = np.exp(random.uniform(-0.2, 0.2))  # width over height, of the region that becomes the square
-        share = size_px / recipe.side_px * np.exp(random.uniform(-recipe.zoom, recipe.zoom))
-        side = min(1.0, share) * min(height, width)
-        region_w = min(width, max(8, round(side * aspect**0.5)))
-        region_h = min(height, max(8, round(side / aspect**0.5)))
+        aspect = np.exp(random.uniform(-0.2, 0.2, len(heights)))  # width over height, of what becomes the square
+        share = size_px / recipe.side_px * np.exp(random.uniform(-recipe.zoom, recipe.zoom, len(heights)))
+        side = np.minimum(1.0, share) * np.minimum(heights, widths)
+        region_w = np.minimum(widths, np.maximum(8, np.rint(side * aspect**0.5).astype(np.int64)))
+        region_h = np.minimum(heights, np.maximum(8, np.rint(side / aspect**0.5).astype(np.int64)))
     else:
-        region_w, region_h = _draw_region(random, height, width, recipe.area)
-    left, top = random.integers(width - region_w + 1), random.integers(height - region_h + 1)
-    is_mirrored = random.random() < 0.5
-    contrast = 1 + random.uniform(-recipe.contrast, recipe.contrast)
-    brightness = 127 * random.uniform(-recipe.brightness, recipe.brightness)
+        region_w, region_h = _draw_regions(random, heights, widths, recipe.area)
+    left, top = random.integers(widths - region_w + 1), random.integers(heights - region_h + 1)
+    is_mirrored = random.random(len(heights)) < 0.5
+    contrast = 1 + random.uniform(-recipe.contrast, recipe.contrast, len(heights))
+    brightness = 127 * random.uniform(-recipe.brightness, recipe.brightness, len(heights))
     shift = 127 * (1 - contrast) + brightness
-    return Crop(int(left), int(top), region_w, region_h, is_mirrored, contrast, shift)
+    columns = (left, top, region_w, region_h, is_mirrored, contrast, shift)
+    return [Crop(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
 
-def _draw_region(random: np.random.Generator, height: int, width: int, area: tuple[float, float]) -> tuple[int, int]:
-    """Width and height of a region of a random share of the picture, 3:4 to 4:3; what ImageNet is mostly trained on.
+def _draw_regions(
+    random: np.random.Generator, heights: NDArray[np.int64], widths: NDArray[np.int64], area: tuple[float, float]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Widths and heights of regions of a random share of each picture, 3:4 to 4:3; what ImageNet is mostly trained on.
 
     A region that does not fit is drawn again; after ten times it is the largest square.
     """
-    for _ in range(AREA_TRIES):
-        pixels = height * width * random.uniform(*area)
-        aspect = np.exp(random.uniform(-AREA_ASPECT, AREA_ASPECT))
-        region_w, region_h = round((pixels * aspect) ** 0.5), round((pixels / aspect) ** 0.5)
-        if 0 < region_w <= width and 0 < region_h <= height:
-            return region_w, region_h
-    return min(height, width), min(height, width)
+    tries = (AREA_TRIES, len(heights))
+    pixels = heights * widths * random.uniform(*area, tries)
+    aspect = np.exp(random.uniform(-AREA_ASPECT, AREA_ASPECT, tries))
+    region_w, region_h = (np.rint(side**0.5).astype(np.int64) for side in (pixels * aspect, pixels / aspect))
+    fits = (region_w > 0) & (region_w <= widths) & (region_h > 0) & (region_h <= heights)
+    first, columns = fits.argmax(axis=0), np.arange(len(heights))
+    largest = np.minimum(heights, widths)
+    chosen = (np.where(fits.any(axis=0), region[first, columns], largest) for region in (region_w, region_h))
+    return next(chosen), next(chosen)
 
 
 class CropSampler:
@@ -241,11 +248,11 @@ class CropSampler:
 
     def batch(self, size_px: int, batch: int) -> NDArray[np.uint8]:
         """uint8 (batch, size, size, 3) RGB."""
-        crops = np.empty((batch, size_px, size_px, 3), np.uint8)
         self.drawn = self.random.integers(len(self._pictures), size=batch)
-        for row in range(batch):
-            crops[row] = self._crop(self._draw_readable(row), size_px)
-        return crops
+        pictures = [self._draw_readable(row) for row in range(batch)]
+        heights, widths = np.array([picture.shape[:2] for picture in pictures]).T
+        drawn = draw_crops(self.random, heights, widths, size_px, self._recipe)
+        return np.stack([_cut(picture, crop, size_px) for picture, crop in zip(pictures, drawn, strict=True)])
 
     def _draw_readable(self, row: int) -> NDArray[np.uint8]:
         """The picture drawn for a row; another one in place of a file that is none."""
@@ -256,15 +263,16 @@ class CropSampler:
             self.drawn[row] = self.random.integers(len(self._pictures))
         raise TrainingError(f"{MAX_REDRAWN} pictures one after the other cannot be decoded")
 
-    def _crop(self, picture: NDArray[np.uint8], size_px: int) -> NDArray[np.uint8]:
-        drawn = draw_crop(self.random, picture.shape[0], picture.shape[1], size_px, self._recipe)
-        region = picture[drawn.top : drawn.top + drawn.height, drawn.left : drawn.left + drawn.width]
-        shrinks = drawn.width > size_px and drawn.height > size_px
-        crop = cv2.resize(region, (size_px, size_px), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-        if drawn.is_mirrored:
-            crop = crop[:, ::-1]
-        varied = cv2.convertScaleAbs(np.ascontiguousarray(crop), alpha=drawn.contrast, beta=drawn.shift)
-        return np.asarray(varied[:, :, ::-1], np.uint8)
+
+def _cut(picture: NDArray[np.uint8], drawn: Crop, size_px: int) -> NDArray[np.uint8]:
+    """RGB square (size, size, 3) of a BGR picture."""
+    region = picture[drawn.top : drawn.top + drawn.height, drawn.left : drawn.left + drawn.width]
+    shrinks = drawn.width > size_px and drawn.height > size_px
+    crop = cv2.resize(region, (size_px, size_px), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    if drawn.is_mirrored:
+        crop = crop[:, ::-1]
+    varied = cv2.convertScaleAbs(np.ascontiguousarray(crop), alpha=drawn.contrast, beta=drawn.shift)
+    return np.asarray(varied[:, :, ::-1], np.uint8)
 
 
 def use_views(

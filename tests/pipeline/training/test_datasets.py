@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.errors import TrainingError
-from pipeline.training.datasets import CropSampler, Pictures, draw_crop, load_pictures, use_views
+from pipeline.training.datasets import CropSampler, Pictures, draw_crops, load_pictures, use_views
 from pipeline.training.file_pictures import FilePictures
 from pipeline.training.recipes import DataRecipe
 from pipeline.view import EVALUATION_VIEW, make_view
@@ -301,7 +301,7 @@ def test_a_compressed_shard_is_refused(folder: Path, tmp_path: Path) -> None:
 def test_crops_by_area_cover_the_shares_that_are_asked_for() -> None:
     recipe = DataRecipe(folders=("none",), area=(0.08, 1.0))
     generator = np.random.default_rng(1)
-    drawn = [draw_crop(generator, 300, 400, 224, recipe) for _ in range(400)]
+    drawn = draw_crops(generator, np.full(400, 300), np.full(400, 400), 224, recipe)
     shares = np.array([crop.width * crop.height / (300 * 400) for crop in drawn])
     assert 0.078 < shares.min() < 0.12
     assert 0.9 < shares.max() <= 1
@@ -309,5 +309,7 @@ def test_crops_by_area_cover_the_shares_that_are_asked_for() -> None:
     assert aspects.min() > 0.74
     assert aspects.max() < 1.35
     assert all(crop.left + crop.width <= 400 and crop.top + crop.height <= 300 for crop in drawn)
-    narrow = draw_crop(generator, 20, 400, 224, DataRecipe(folders=("none",), area=(0.9, 1.0)))
+    wanted = DataRecipe(folders=("none",), area=(0.9, 1.0))
+    narrow, fitting = draw_crops(generator, np.array([20, 300]), np.array([400, 300]), 224, wanted)
     assert (narrow.width, narrow.height) == (20, 20)  # nothing of such a share fits
+    assert fitting.width * fitting.height > 0.88 * 300**2

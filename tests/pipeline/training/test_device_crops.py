@@ -61,6 +61,17 @@ def test_odd_pictures_still_give_crops(shape: tuple[int, int]) -> None:
     assert bool((DeviceCropSampler([picture], plain, 1, "cpu").batch(32, 2) == 90).all())
 
 
+def test_a_batch_that_is_cut_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of every shape; too many pixels for one go."""
+    generator = np.random.default_rng(3)
+    shapes = [(40, 300), (300, 40), (90, 80), (200, 210)]
+    pictures = [generator.integers(0, 255, (*shape, 3)).astype(np.uint8) for shape in shapes]
+    whole = DeviceCropSampler(pictures, RECIPE, 5, "cpu").batch(64, 16)
+    monkeypatch.setattr("pipeline.training.device_crops.MAX_PIXELS", 30_000)
+    parts = DeviceCropSampler(pictures, RECIPE, 5, "cpu").batch(64, 16)
+    assert (parts.int() - whole.int()).abs().max() <= 1
+
+
 def test_pictures_live_on_a_gpu_with_memory_to_spare(monkeypatch: pytest.MonkeyPatch, pictures: Pictures) -> None:
     size = sum(picture.nbytes for picture in pictures.training)
     assert not fits(pictures, torch.device("cpu"))
