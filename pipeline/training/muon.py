@@ -18,11 +18,11 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 
 
-def orthogonalise(matrix: Tensor) -> Tensor:
-    """Matrix (R, C) with the singular vectors of the given one and singular values between about 0.7 and 1.2."""
-    is_tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.float().mT if is_tall else matrix.float()
-    x = x / (x.norm() + 1e-7)
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """Matrices (..., R, C) with the singular vectors of the given ones, singular values between about 0.7 and 1.2."""
+    is_tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.float().mT if is_tall else matrices.float()
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     a, b, c = COEFFICIENTS
     for _ in range(ITERATIONS):
         gram = x @ x.mT
@@ -47,17 +47,30 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One step for every parameter that has a gradient; `closure` is not used."""
+        """One step for every parameter that has a gradient; `closure` is not used.
+
+        Matrices of one size are made orthogonal together: one by one they are too small for a GPU.
+        """
         for group in self.param_groups:
+            alike: dict[tuple[int, int], list[Tensor]] = {}
             for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if "momentum" not in state:
-                    state["momentum"] = torch.zeros_like(parameter)
-                momentum = state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-                ahead = parameter.grad.lerp(momentum, group["momentum"])
-                direction = orthogonalise(ahead.reshape(len(ahead), -1))
-                size = max(1.0, direction.shape[0] / direction.shape[1]) ** 0.5
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(direction.reshape(parameter.shape), alpha=-group["lr"] * size)
+                if parameter.grad is not None:
+                    alike.setdefault((len(parameter), parameter[0].numel()), []).append(parameter)
+            for (rows, columns), parameters in alike.items():
+                ahead = torch.stack([self._ahead(parameter, group["momentum"]) for parameter in parameters])
+                size = max(1.0, rows / columns) ** 0.5
+                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+                steps = [
+                    direction.reshape(parameter.shape)
+                    for direction, parameter in zip(orthogonalise(ahead), parameters, strict=True)
+                ]
+                torch._foreach_add_(parameters, steps, alpha=-group["lr"] * size)
+
+    def _ahead(self, parameter: Tensor, share: float) -> Tensor:
+        """Nesterov's look ahead, as a matrix; the momentum is moved on."""
+        state = self.state[parameter]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(parameter)
+        momentum: Tensor = state["momentum"].lerp_(parameter.grad, 1 - share)
+        assert parameter.grad is not None
+        return parameter.grad.lerp(momentum, share).reshape(len(parameter), -1)

@@ -43,3 +43,22 @@ def test_parameter_without_gradient_is_left_alone() -> None:
     weight = torch.nn.Parameter(torch.ones(4, 4))
     Muon([weight]).step()
     assert torch.equal(weight, torch.ones(4, 4))
+
+
+def test_matrices_of_one_size_do_not_touch_each_other() -> None:
+    """Made orthogonal together, each one steps as it would alone."""
+    generator = torch.Generator().manual_seed(5)
+    shapes = [(8, 4, 1, 1), (4, 8, 1, 1), (8, 4, 1, 1)]
+    starts, gradients = ([torch.randn(shape, generator=generator) for shape in shapes] for _ in range(2))
+
+    def stepped(chosen: list[int]) -> list[torch.Tensor]:
+        weights = [torch.nn.Parameter(starts[index].clone()) for index in chosen]
+        for weight, index in zip(weights, chosen, strict=True):
+            weight.grad = gradients[index].clone()
+        optimiser = Muon(weights, lr=0.1, weight_decay=0.5)
+        for _ in range(2):
+            optimiser.step()
+        return [weight.detach() for weight in weights]
+
+    for index, together in enumerate(stepped([0, 1, 2])):
+        torch.testing.assert_close(together, stepped([index])[0])
