@@ -22,6 +22,8 @@ from pipeline.frames import VIEW_SIDE_PX
 OPSET = 17
 INVERSE_GAIN, CONDITION = "inverse_gain", "condition"
 """Names of the arrays (E, L, channels) beside the decoder's weights: one vector for each depth and level16."""
+CHOICES = {"decoder": ("light", "paper"), "activation": ("relu", "leaky_relu")}
+"""Words among the manifest's network sizes."""
 MAX_NETWORK_SIZE, MAX_DECODER_BLOCKS = 4096, 64
 """Of what a manifest may ask for; a decoder of that size would be too slow for any cloud."""
 
@@ -146,16 +148,16 @@ def decoder_shape(bundle: Bundle) -> NestedShape:
     Raises:
         BundleFormatError: the manifest's sizes are not those of a nested codec.
     """
-    sizes = {key: value for key, value in bundle.manifest.network.items() if key != "decoder"}
-    decoder = bundle.manifest.network.get(
-        "decoder", "light"
-    )  # bundles from before there was a choice have the light one
+    sizes = {key: value for key, value in bundle.manifest.network.items() if key not in CHOICES}
+    # Bundles from before there was a choice have the first one.
+    chosen = {key: bundle.manifest.network.get(key, known[0]) for key, known in CHOICES.items()}
     try:
-        shape = NestedShape(**{**sizes, "depths": bundle.manifest.depths, "decoder": decoder})  # type: ignore[arg-type]
+        shape = NestedShape(**{**sizes, "depths": bundle.manifest.depths, **chosen})  # type: ignore[arg-type]
     except TypeError as error:
         raise BundleFormatError(f"manifest: network sizes are not those of a nested codec ({error})") from error
-    if decoder not in ("light", "paper"):
-        raise BundleFormatError(f"manifest: unknown decoder {decoder}; known: light, paper")
+    for key, known in CHOICES.items():
+        if chosen[key] not in known:
+            raise BundleFormatError(f"manifest: unknown {key} {chosen[key]}; known: {', '.join(known)}")
     if not all(isinstance(size, int) and 0 <= size <= MAX_NETWORK_SIZE for size in sizes.values()):
         raise BundleFormatError(f"manifest: network sizes must be whole numbers up to {MAX_NETWORK_SIZE}")
     channels, height, width = bundle.manifest.latent_shape

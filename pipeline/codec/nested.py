@@ -27,6 +27,8 @@ MIN_LOG_SCALE = -4.0
 """A channel that narrow is always zero; narrower ones only make gradients of 1 / scale."""
 INITIAL_STANDARD_DEVIATION = 2.0
 """Of the scaled latent at level 0: against rounding noise of +-0.5 a smaller one teaches nothing at first."""
+NEGATIVE_SLOPE = 0.1
+"""Of `leaky_relu`."""
 INITIAL_LEVEL_RATIO = 1.5
 """Between the gains of neighbouring levels before training."""
 
@@ -39,6 +41,7 @@ class NestedShape:
         cut_channels / cut_stride: of the features that the decoder rebuilds; the stride divides 8.
         depths: exits, rising, the first one 0.
         levels: number of whole rate levels, at least 2.
+        activation: of the blocks; behind a `relu` a hidden channel that no picture makes fire never learns again.
         channels / expansion / kernel: width, inner widening and depthwise kernel of the encoder's blocks.
         latent_channels: channels of the exits, at stride 8.
         block_side: side of the blocks of positions that the DCT turns into as many channels again, 1: none. Neighbours
@@ -51,6 +54,7 @@ class NestedShape:
     cut_stride: int = 1
     depths: tuple[int, ...] = (0, 1, 2, 4, 8)
     levels: int = 5
+    activation: Literal["relu", "leaky_relu"] = "relu"
     channels: int = 64
     expansion: int = 3
     kernel: int = 5
@@ -74,10 +78,11 @@ class NestedShape:
 
 
 class Block(nn.Module):
-    """x + project(relu(expand(depthwise(x)))): no normalisation, so nothing to fold and nothing to drift."""
+    """x + project(activation(expand(depthwise(x)))): no normalisation, so nothing to fold and nothing to drift."""
 
-    def __init__(self, channels: int, expansion: int, kernel: int) -> None:
+    def __init__(self, channels: int, expansion: int, kernel: int, activation: str = "relu") -> None:
         super().__init__()
+        self.negative_slope = {"relu": 0.0, "leaky_relu": NEGATIVE_SLOPE}[activation]
         self.depthwise = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels)
         self.expand = nn.Conv2d(channels, channels * expansion, 1)
         self.project = nn.Conv2d(channels * expansion, channels, 1)
@@ -86,9 +91,13 @@ class Block(nn.Module):
             self.project.weight.mul_(0.5)  # a deep stack starts close to the identity
 
     def forward(self, x: Tensor) -> Tensor:
-        with _full_precision(x):  # on CPUs the gradient of depthwise weights is five times slower in bf16 (torch 2.13)
-            y = self.depthwise(x.float())
-        residual: Tensor = self.project(F.relu(self.expand(y)))
+        if x.device.type == "cpu":  # where the gradient of depthwise weights is five times slower in bf16 (torch 2.13)
+            with _full_precision(x):
+                y = self.depthwise(x.float())
+        else:
+            y = self.depthwise(x)
+        y = self.expand(y)
+        residual: Tensor = self.project(F.leaky_relu(y, self.negative_slope) if self.negative_slope else F.relu(y))
         return x + residual
 
 
@@ -142,7 +151,7 @@ class NestedEncoder(nn.Module):
         self.depths = shape.depths
         self.patch = nn.Conv2d(3, shape.channels, 8, 8)
         self.blocks = nn.ModuleList(
-            Block(shape.channels, shape.expansion, shape.kernel) for _ in range(max(shape.depths))
+            Block(shape.channels, shape.expansion, shape.kernel, shape.activation) for _ in range(max(shape.depths))
         )
         self.exits = nn.ModuleDict({str(depth): self._build_exit(shape, depth) for depth in shape.depths})
         self.transform = BlockTransform(shape.block_side, shape.latent_channels)
@@ -180,7 +189,8 @@ class NestedEncoder(nn.Module):
         """Latent of each picture's own exit, in one pass that no picture goes deeper than its exit.
 
         Args:
-            exit_index: places in `depths` (B,) int64, falling, so that the pictures that go on are the first ones.
+            exit_index: places in `depths` (B,) int64, falling, so that the pictures that go on are the first ones; on
+                the CPU, where nobody waits for a GPU to say how many they are.
         """
         left_at = [int((exit_index > index).sum()) for index in range(len(self.depths))]
         latents = []
@@ -227,7 +237,10 @@ class NestedDecoder(nn.Module):
         else:
             self.enter = nn.Conv2d(shape.latent_channels, width, 1)
             self.blocks = nn.Sequential(
-                *(Block(width, shape.decoder_expansion, shape.decoder_kernel) for _ in range(shape.decoder_blocks))
+                *(
+                    Block(width, shape.decoder_expansion, shape.decoder_kernel, shape.activation)
+                    for _ in range(shape.decoder_blocks)
+                )
             )
         self.transform = BlockTransform(shape.block_side, shape.latent_channels)
         self.leave = nn.Conv2d(width, shape.cut_channels * self.upscaling**2, 1)

@@ -37,6 +37,7 @@ class NetworkRecipe(RecipePart):
     """Sizes of the nested codec; the words of `pipeline.codec.nested.NestedShape`."""
 
     depths: tuple[Depth, ...] = (0, 1, 2, 4, 8)
+    activation: Literal["relu", "leaky_relu"] = Field("relu", description="of the blocks, the decoder's too")
     channels: int = Field(64, ge=8)
     expansion: int = Field(3, ge=1)
     kernel: Literal[3, 5, 7] = 5

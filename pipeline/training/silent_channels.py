@@ -14,11 +14,12 @@ class HiddenPeaks:
     """While entered, remembers the largest value of each hidden channel of every block that is run.
 
     Args:
-        network: its `Block`s are watched.
+        network: its `Block`s are watched, but for those whose activation lets every gradient through.
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self._blocks = {name: module for name, module in network.named_modules() if isinstance(module, Block)}
+        blocks = [(name, module) for name, module in network.named_modules() if isinstance(module, Block)]
+        self._blocks = {name: block for name, block in blocks if block.negative_slope == 0}
         self._peaks: dict[str, Tensor] = {}
 
     def __enter__(self) -> HiddenPeaks:

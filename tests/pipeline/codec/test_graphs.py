@@ -142,12 +142,12 @@ def test_decoder_with_the_papers_layers_comes_back_from_a_bundle(tiny_bundle: Bu
     torch.testing.assert_close(decoder(symbols, torch.ones(1, 6), condition), own(symbols, torch.ones(1, 6), condition))
 
 
-def test_bundle_from_before_there_was_a_choice_has_the_light_decoder(default_bundle: Bundle) -> None:
+def test_bundle_from_before_there_was_a_choice_has_the_light_decoder_and_relus(default_bundle: Bundle) -> None:
     manifest = default_bundle.manifest
-    sizes = {name: value for name, value in manifest.network.items() if name != "decoder"}
-    before = replace(default_bundle, manifest=manifest.model_copy(update={"network": sizes}))
-    assert decoder_shape(before) == decoder_shape(default_bundle)
-    assert decoder_shape(before).decoder == "light"
+    sizes = {name: value for name, value in manifest.network.items() if name not in ("decoder", "activation")}
+    before = decoder_shape(replace(default_bundle, manifest=manifest.model_copy(update={"network": sizes})))
+    assert (before.decoder, before.activation) == ("light", "relu")
+    assert before == replace(decoder_shape(default_bundle), activation="relu")
 
 
 # Hostile bundles: their files passed the hashes, but who made them may be anybody
@@ -173,10 +173,22 @@ def test_network_sizes_that_no_decoder_has_are_refused(tiny_bundle: Bundle, size
         decoder_shape(with_network(tiny_bundle, **sizes))
 
 
-@pytest.mark.parametrize("decoder", ["heavy", 3])
-def test_decoder_of_an_unknown_kind_is_refused(tiny_bundle: Bundle, decoder: str | int) -> None:
-    with pytest.raises(BundleFormatError, match="unknown decoder"):
-        decoder_shape(with_network(tiny_bundle, decoder=decoder))
+@pytest.mark.parametrize("choice", [{"decoder": "heavy"}, {"decoder": 3}, {"activation": "gelu"}, {"activation": 0}])
+def test_choice_of_an_unknown_kind_is_refused(tiny_bundle: Bundle, choice: dict[str, str | int]) -> None:
+    with pytest.raises(BundleFormatError, match=f"unknown {next(iter(choice))}"):
+        decoder_shape(with_network(tiny_bundle, **choice))
+
+
+def test_activation_comes_back_from_a_bundle(tiny_bundle: Bundle) -> None:
+    symbols = torch.randn(1, 6, 28, 28, generator=torch.Generator().manual_seed(1))
+    found = []
+    for activation in ("relu", "leaky_relu"):
+        decoder, inverse_gain, condition = read_decoder(with_network(tiny_bundle, activation=activation))
+        found.append(decoder(symbols, inverse_gain[0, :1], condition[0, :1]))
+    assert not torch.allclose(*found)
+    for block in decoder.blocks:
+        block.negative_slope = 0.0
+    assert torch.equal(decoder(symbols, inverse_gain[0, :1], condition[0, :1]), found[0])
 
 
 def test_decoder_of_other_sizes_than_the_manifests_is_refused(tiny_bundle: Bundle) -> None:

@@ -287,10 +287,12 @@ def test_learning_rate_rises_then_falls_to_its_share(recipe: Recipe) -> None:
 
 def test_frames_draw_every_depth_and_level_and_the_deepest_most(make_training: MakeTraining) -> None:
     training = make_training()
-    exits, levels = training.task._draw_operating_points(2000)
-    shares = torch.bincount(exits, minlength=2) / 2000
     expected = training.recipe.deepest_share + (1 - training.recipe.deepest_share) / 2
-    assert shares[1].item() == pytest.approx(expected, abs=0.05)
+    for batch in (20, 2000):  # a batch holds its share, whatever its size
+        exits, levels = training.task._draw_operating_points(batch)
+        assert torch.bincount(exits, minlength=2)[1].item() == pytest.approx(expected * batch, abs=1.001)
+        assert exits.tolist() == sorted(exits.tolist(), reverse=True)
+    assert abs(torch.corrcoef(torch.stack([exits.float(), levels]))[0, 1]) < 0.1  # deep ones are not the fine ones
     whole = levels == levels.round()
     assert 0.5 < whole.float().mean() < 0.7
     assert levels.min() == 0
@@ -350,6 +352,20 @@ def test_validation_names_blocks_whose_hidden_channels_never_fire(make_training:
     line = read_log(tmp_path)[-1]
     assert line["silent_channels"] == {"encoder.blocks.0": "3 of 8"}
     assert "encoder.blocks.0: 3 of 8 hidden channels never fire" in format_line(line)
+
+
+def test_behind_a_leaky_relu_no_channel_is_silent_and_each_one_learns(
+    recipe: Recipe, classifier: Lite0, teacher: Teacher, pictures: Pictures
+) -> None:
+    network = recipe.network.model_copy(update={"activation": "leaky_relu"})
+    training = start_training(recipe.model_copy(update={"network": network}), classifier, teacher, pictures, "cpu")
+    block = training.task.codec.encoder.blocks[0]
+    for codec in (training.task.codec, training.task.averaged_codec):
+        codec.encoder.blocks[0].expand.bias.data[:] = -10.0
+    training.task.validate(pictures)
+    assert "silent_channels" not in training.task.facts()
+    training.train_step()
+    assert (block.expand.weight.grad.abs().sum(dim=(1, 2, 3)) > 0).all()
 
 
 def test_rate_weight_moves_towards_its_target(make_training: MakeTraining) -> None:
