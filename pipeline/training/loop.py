@@ -22,7 +22,7 @@ from pipeline.training.progress import IntervalMeans, Watcher
 from pipeline.training.ranks import ALONE, Ranks
 from pipeline.training.recipes import CropRecipe, Recipe
 from pipeline.training.run_folder import CHECKPOINT_FILE, LOG_FILE, SHA256, trim_log
-from pipeline.training.task import Task, labels_of
+from pipeline.training.task import LossParts, Task, labels_of
 from pipeline.training.teacher import normalise
 
 LINE_STEPS = 50
@@ -112,7 +112,8 @@ class Training:
         self.step += 1
         self.seen += crop.batch * self.ranks.count
         self._update_average()
-        return {**parts, "loss": float(loss.detach()), "gradient_norm": float(norm)}
+        numbers = {name: float(value) for name, value in parts.items()}
+        return {**numbers, "loss": float(loss.detach()), "gradient_norm": float(norm)}
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -221,7 +222,7 @@ class _Loss(nn.Module):
         self.network = task.network
         self._task = task
 
-    def forward(self, x: Tensor, targets: Any, progress: float) -> tuple[Tensor, dict[str, float]]:
+    def forward(self, x: Tensor, targets: Any, progress: float) -> tuple[Tensor, LossParts]:
         return self._task.loss(x, targets, progress)
 
 

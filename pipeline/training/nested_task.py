@@ -26,7 +26,7 @@ from pipeline.training.ranks import ALONE, Ranks
 from pipeline.training.recipes import Recipe
 from pipeline.training.schedule import learning_rate_share, rate_ramp
 from pipeline.training.silent_channels import HiddenPeaks
-from pipeline.training.task import Parts, divergence, set_peaks
+from pipeline.training.task import LossParts, Parts, divergence, set_peaks
 from pipeline.training.teacher import Teacher, normalise
 
 CONTINUOUS_LEVEL_SHARE = 0.4
@@ -108,29 +108,34 @@ class NestedTask:
         self.log_lmbda = state["log_lmbda"].clone()
 
     def _draw_operating_points(self, batch: int) -> tuple[Tensor, Tensor]:
-        """Exit index, deepest first, and level of each frame."""
+        """Exit index, deepest first, and level of each frame, on the CPU.
+
+        Drawn systematically: every batch holds its share of each exit and of each level. Its gradient says less of the
+        draw then, and a GPU meets the same sizes at every step.
+        """
         exits, levels = len(self.codec.shape.depths), self.codec.shape.levels
-        exit_index = torch.randint(0, exits, (batch,))
-        exit_index[torch.rand(batch) < self.recipe.deepest_share] = exits - 1
-        exit_index = exit_index.sort(descending=True).values
-        level = torch.randint(0, levels, (batch,)).float()
+        share = torch.full((exits,), (1 - self.recipe.deepest_share) / exits)
+        share[0] += self.recipe.deepest_share
+        exit_index = exits - 1 - _systematic(share, batch)
+        level = _systematic(torch.full((levels,), 1 / levels), batch)[torch.randperm(batch)].float()
         continuous = torch.rand(batch) < CONTINUOUS_LEVEL_SHARE
         level[continuous] = torch.rand(int(continuous.sum())) * (levels - 1)
-        return exit_index.to(self.device), level.to(self.device)
+        return exit_index, level
 
-    def loss(self, x: Tensor, targets: Targets, progress: float) -> tuple[Tensor, Parts]:
+    def loss(self, x: Tensor, targets: Targets, progress: float) -> tuple[Tensor, LossParts]:
         """Mean loss of a batch, every frame at a depth and a level that are drawn here."""
         exit_index, level = self._draw_operating_points(len(x))
         return self._loss(x, targets, exit_index, level, progress)
 
     def _loss(
         self, x: Tensor, targets: Targets, exit_index: Tensor, level: Tensor, progress: float
-    ) -> tuple[Tensor, Parts]:
+    ) -> tuple[Tensor, LossParts]:
         codec, recipe = self.codec, self.recipe
         weight = task_weight(progress, recipe.loss)
         autocast = torch.autocast(self.device.type, torch.bfloat16)
         with autocast:
             latent = codec.encoder.mixed_latents(x, exit_index).float()
+        exit_index, level = exit_index.to(self.device), level.to(self.device)
         scaled = latent * codec.gain(level)[:, :, None, None]
         rounded = scaled + (scaled.round() - scaled).detach()
         counted = rounded if recipe.rates.quantiser == "rounding" else scaled + torch.rand_like(scaled) - 0.5
@@ -141,14 +146,15 @@ class NestedTask:
         cut = cut_distortion(features, targets)
         weights = distortion_weights(recipe.loss, level / (codec.shape.levels - 1))
         distortion = (recipe.loss.cut + weight * (weights[:, 0] - recipe.loss.cut)) * cut
-        parts = {"cut": float(cut.detach().mean()), "bpp": float(bpp.detach().mean())}
+        parts = {"cut": cut.detach().mean(), "bpp": bpp.detach().mean()}
         if weight > 0:
             raw = features * codec.decoder.feature_std[:, None, None] + codec.decoder.feature_mean[:, None, None]
             stages = self.task_network.stages(raw.to(torch.bfloat16), recipe.cut)
             error, divergence = task_distortion(stages, targets, weights[:, 1:-1])
             distortion = distortion + weight * (error + weights[:, -1] * divergence)
-            parts |= {"stages": float(error.detach().mean()), "kl": float(divergence.detach().mean())}
-            self._adapt_lmbda(weight, bpp.detach(), exit_index, level)
+            parts |= {"stages": error.detach().mean(), "kl": divergence.detach().mean()}
+            if recipe.rates.adaptation > 0:
+                self._adapt_lmbda(weight, bpp.detach(), exit_index, level)
         lmbda = torch.exp(interpolate(self.log_lmbda[:, None].to(self.device), level))[:, 0]
         rate_weight = recipe.rates.start_share + (1 - recipe.rates.start_share) * weight
         rate_weight *= rate_ramp(progress, recipe.rates.ramp_share)
@@ -163,8 +169,7 @@ class NestedTask:
                 error = math.log(max(float(bpp[chosen].mean()), 1e-4) / target)
                 if math.isfinite(error):  # else the step is left out anyway
                     self.log_lmbda[index] += weight * self.recipe.rates.adaptation * max(-1.0, min(1.0, error))
-        if self.recipe.rates.adaptation > 0:
-            self.ranks.average(self.log_lmbda)
+        self.ranks.average(self.log_lmbda)
 
     @torch.no_grad()
     def validate(self, pictures: Pictures, levels: list[float] | None = None) -> list[Parts]:
@@ -206,6 +211,12 @@ class NestedTask:
         logits = self.task_network.classify(features.to(torch.bfloat16), self.recipe.cut).float()
         agrees = (logits.argmax(1) == reference.argmax(1)).float()
         return torch.stack([agrees, divergence(reference, logits), bpp], dim=1)
+
+
+def _systematic(share: Tensor, count: int) -> Tensor:
+    """Indices int64 (count,), rising; of each as many as its share says, but for one."""
+    position = (torch.arange(count) + torch.rand(1)) / count
+    return torch.searchsorted(share.cumsum(0)[:-1].contiguous(), position, right=True)
 
 
 def _build_optimisers(codec: NestedCodec, recipe: Recipe) -> list[torch.optim.Optimizer]:

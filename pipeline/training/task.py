@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +20,8 @@ VALIDATION_BATCH = 32
 
 Parts = dict[str, float]
 """Named parts of a loss, or of a validated point."""
+LossParts = Mapping[str, Tensor | float]
+"""Parts that may still be on their way: reading one waits for the GPU."""
 
 
 class Task(Protocol):
@@ -43,7 +46,7 @@ class Task(Protocol):
     def targets(self, x: Tensor, labels: Tensor, progress: float) -> Any:
         """What the loss compares with, for normalised pictures (B, 3, H, W) and labels int64 (B,), -1 if unknown."""
 
-    def loss(self, x: Tensor, targets: Any, progress: float) -> tuple[Tensor, Parts]:
+    def loss(self, x: Tensor, targets: Any, progress: float) -> tuple[Tensor, LossParts]:
         """Mean loss of a batch and its named parts; draws from torch's random numbers."""
 
     def facts(self) -> dict[str, Any]:

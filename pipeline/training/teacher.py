@@ -29,15 +29,17 @@ class Engine(Protocol):
 
 
 class TorchEngine:
-    """For GPUs, and where OpenVINO is not installed."""
+    """For GPUs, there in bf16, and where OpenVINO is not installed."""
 
     def __init__(self, classifier: Classifier, cut: str) -> None:
         self._classifier, self._cut = classifier, cut
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        features = self._classifier.features(x, self._cut)
-        return features, self._classifier.stages(features, self._cut)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=x.device.type != "cpu"):
+            features = self._classifier.features(x, self._cut)
+            *stages, logits = self._classifier.stages(features, self._cut)
+        return features.float(), [*stages, logits.float()]
 
 
 class OpenVinoEngine:
