@@ -93,6 +93,7 @@ def _run(args: argparse.Namespace, recipe: Recipe, full: Recipe, warm: dict[str,
     device = f"cuda:{ranks.local}" if args.device == "cuda" and ranks.count > 1 else args.device
     if device.startswith("cuda:"):
         torch.cuda.set_device(device)
+    torch.backends.cudnn.benchmark = True  # of GPUs alone; batches are of one size, so the search pays
     torch.set_num_threads(args.threads or max(1, (os.cpu_count() or 1) // ranks.count))
     training = build_training(recipe, device, torch.get_num_threads(), ranks)
     _say(ranks, _describe(recipe, training.pictures, folder))
