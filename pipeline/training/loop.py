@@ -105,15 +105,14 @@ class Training:
         if not torch.isfinite(norm):
             self.skipped_steps += 1
             if self.skipped_steps > MAX_SKIPPED_STEPS:
-                raise TrainingError(f"step {self.step}: the loss is not finite; last parts {parts}")
+                raise TrainingError(f"step {self.step}: the loss is not finite; last parts {_numbers(parts)}")
         else:
             for optimiser in task.optimisers:
                 optimiser.step()
         self.step += 1
         self.seen += crop.batch * self.ranks.count
         self._update_average()
-        numbers = {name: float(value) for name, value in parts.items()}
-        return {**numbers, "loss": float(loss.detach()), "gradient_norm": float(norm)}
+        return {**_numbers(parts), "loss": float(loss.detach()), "gradient_norm": float(norm)}
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -224,6 +223,10 @@ class _Loss(nn.Module):
 
     def forward(self, x: Tensor, targets: Any, progress: float) -> tuple[Tensor, LossParts]:
         return self._task.loss(x, targets, progress)
+
+
+def _numbers(parts: LossParts) -> dict[str, float]:
+    return {name: float(value) for name, value in parts.items()}
 
 
 def _fits(own: Tensor | None, value: object) -> bool:
