@@ -68,9 +68,9 @@ class Muon(torch.optim.Optimizer):
 
     def _ahead(self, parameter: Tensor, share: float) -> Tensor:
         """Nesterov's look ahead, as a matrix; the momentum is moved on."""
+        assert parameter.grad is not None
         state = self.state[parameter]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(parameter)
         momentum: Tensor = state["momentum"].lerp_(parameter.grad, 1 - share)
-        assert parameter.grad is not None
         return parameter.grad.lerp(momentum, share).reshape(len(parameter), -1)

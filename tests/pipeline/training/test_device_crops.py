@@ -67,8 +67,13 @@ def test_a_batch_that_is_cut_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatc
     shapes = [(40, 300), (300, 40), (90, 80), (200, 210)]
     pictures = [generator.integers(0, 255, (*shape, 3)).astype(np.uint8) for shape in shapes]
     whole = DeviceCropSampler(pictures, RECIPE, 5, "cpu").batch(64, 16)
-    monkeypatch.setattr("pipeline.training.device_crops.MAX_PIXELS", 30_000)
-    parts = DeviceCropSampler(pictures, RECIPE, 5, "cpu").batch(64, 16)
+    monkeypatch.setattr("pipeline.training.device_crops.MAX_PIXELS", 3_000)
+    sampler = DeviceCropSampler(pictures, RECIPE, 5, "cpu")
+    regions, read = sampler._regions, []
+    monkeypatch.setattr(sampler, "_regions", lambda *args: read.append(regions(*args)) or read[-1])
+    parts = sampler.batch(64, 16)
+    assert len(read) > 1
+    assert all(len(part) == 1 or part[:, 0].numel() <= 3_000 for part in read)
     assert (parts.int() - whole.int()).abs().max() <= 1
 
 

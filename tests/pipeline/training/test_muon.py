@@ -45,6 +45,13 @@ def test_parameter_without_gradient_is_left_alone() -> None:
     assert torch.equal(weight, torch.ones(4, 4))
 
 
+def test_weights_decay_by_their_share_of_the_learning_rate() -> None:
+    weight = torch.nn.Parameter(torch.ones(4, 4))
+    weight.grad = torch.zeros(4, 4)
+    Muon([weight], lr=0.1, weight_decay=0.5).step()
+    torch.testing.assert_close(weight.detach(), torch.full((4, 4), 0.95))
+
+
 def test_matrices_of_one_size_do_not_touch_each_other() -> None:
     """Made orthogonal together, each one steps as it would alone."""
     generator = torch.Generator().manual_seed(5)
